@@ -1,0 +1,6 @@
+"""Drop-in spiking layers: thin modules over ``spikeclip.ops``."""
+
+from .encodings import DirectEncoding, LatencyEncoding, PoissonEncoding
+from .neurons import IF, LIF, PLIF
+
+__all__ = ["IF", "LIF", "PLIF", "DirectEncoding", "LatencyEncoding", "PoissonEncoding"]

@@ -1,0 +1,178 @@
+"""Multi-step spiking neurons with SpikingJelly's argument names, defaults and numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import lif
+from ..ops.surrogate import SURROGATES
+
+
+class _Neuron(nn.Module):
+    """What IF, LIF and PLIF share: threshold, reset, surrogate, backend and the optional state."""
+
+    def __init__(self, v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, stateful):
+        super().__init__()
+        if step_mode != "m":
+            raise ValueError(f"step_mode must be 'm': inputs carry all time-steps first, [T, ...]; got {step_mode!r}")
+        self.v_threshold = v_threshold
+        self.v_reset = v_reset
+        self.surrogate, self.alpha = _surrogate(surrogate_function)
+        self.detach_reset = detach_reset
+        self.backend = backend
+        self.stateful = stateful
+        self.v: Tensor | None = None
+
+    def _spikes(self, x: Tensor, tau: float | Tensor, decay_input: bool) -> Tensor:
+        spikes, v = lif(
+            x,
+            self.v,
+            tau=tau,
+            v_threshold=self.v_threshold,
+            v_reset=self.v_reset,
+            decay_input=decay_input,
+            detach_reset=self.detach_reset,
+            surrogate=self.surrogate,
+            alpha=self.alpha,
+            backend=self.backend,
+        )
+        if self.stateful:
+            self.v = v
+        return spikes
+
+    def reset(self) -> None:
+        """Forget the membrane of a stateful neuron; nothing to do for others."""
+        self.v = None
+
+    def detach(self) -> None:
+        """Keep a stateful neuron's membrane but cut its history (truncated back-propagation through time)."""
+        if self.v is not None:
+            self.v = self.v.detach()
+
+    def extra_repr(self) -> str:
+        text = (
+            f"v_threshold={self.v_threshold}, v_reset={self.v_reset}, surrogate_function={self.surrogate!r}, "
+            f"alpha={self.alpha}, detach_reset={self.detach_reset}, backend={self.backend!r}"
+        )
+        return text + (", stateful=True" if self.stateful else "")
+
+
+class LIF(_Neuron):
+    """Leaky integrate-and-fire neurons over all time-steps: ``[T, ...]`` currents in, ``[T, ...]`` spikes out.
+
+    Arguments, defaults and numbers are those of SpikingJelly's multi-step ``LIFNode``; see :func:`spikeclip.ops.lif` for
+    the equations, dtypes and errors. Unlike there nothing has to be reset between batches.
+
+    Args:
+        tau: membrane time constant in steps, > 1.
+        decay_input: whether the input is divided by ``tau`` too.
+        v_threshold: firing threshold.
+        v_reset: membrane after a spike; None for soft reset.
+        surrogate_function: a surrogate's name, or a surrogate object of SpikingJelly (its class and ``alpha`` are read).
+        detach_reset: whether gradients stop at the reset.
+        step_mode: only ``"m"``, accepted so that existing constructor calls keep working.
+        backend: see :func:`spikeclip.ops.lif`.
+        stateful: carry the membrane over to the next call, until ``reset()``.
+    """
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        decay_input: bool = True,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: str | object = "sigmoid",
+        detach_reset: bool = False,
+        step_mode: str = "m",
+        backend: str = "auto",
+        *,
+        stateful: bool = False,
+    ):
+        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, stateful)
+        self.tau = _checked_tau("tau", tau)
+        self.decay_input = decay_input
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._spikes(x, self.tau, self.decay_input)
+
+    def extra_repr(self) -> str:
+        return f"tau={self.tau}, decay_input={self.decay_input}, {super().extra_repr()}"
+
+
+class PLIF(_Neuron):
+    """LIF whose time constant is learnt, ``1 / tau = sigmoid(w)`` (Fang et al. 2021, arXiv 2007.05785).
+
+    Arguments as for :class:`LIF`, with ``init_tau`` for ``tau``; the parameter ``w`` is named as in SpikingJelly's
+    ``ParametricLIFNode``, so state dicts are interchangeable.
+    """
+
+    def __init__(
+        self,
+        init_tau: float = 2.0,
+        decay_input: bool = True,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: str | object = "sigmoid",
+        detach_reset: bool = False,
+        step_mode: str = "m",
+        backend: str = "auto",
+        *,
+        stateful: bool = False,
+    ):
+        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, stateful)
+        self.decay_input = decay_input
+        self.w = nn.Parameter(torch.tensor(-math.log(_checked_tau("init_tau", init_tau) - 1.0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._spikes(x, 1.0 / self.w.sigmoid(), self.decay_input)
+
+    def extra_repr(self) -> str:
+        tau = (1.0 / self.w.detach().sigmoid()).item()
+        return f"tau={tau:.6g}, decay_input={self.decay_input}, {super().extra_repr()}"
+
+
+class IF(_Neuron):
+    """Integrate-and-fire neurons, ``h = v + x``: LIF without a leak. Arguments as for :class:`LIF`."""
+
+    def __init__(
+        self,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: str | object = "sigmoid",
+        detach_reset: bool = False,
+        step_mode: str = "m",
+        backend: str = "auto",
+        *,
+        stateful: bool = False,
+    ):
+        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, stateful)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._spikes(x, math.inf, False)
+
+
+def _checked_tau(name: str, tau: float) -> float:
+    if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not 1.0 < tau < math.inf:
+        raise ValueError(f"{name} must be a finite number > 1 (in time-steps); got {tau!r}")
+    return float(tau)
+
+
+def _surrogate(function: str | object) -> tuple[str, float]:
+    """(name, alpha) of a name or of an object like SpikingJelly's ``surrogate.ATan(alpha=2.0)``."""
+    if isinstance(function, str):
+        name, alpha = function, None
+    else:
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(function).__name__).lower()
+        name = "atan" if name == "atan" or name == "a_tan" else name
+        alpha = getattr(function, "alpha", None)
+        if getattr(function, "spiking", True) is not True:
+            raise ValueError(f"surrogate_function must spike in the forward pass; got {function!r} with spiking=False")
+    if name not in SURROGATES:
+        raise ValueError(
+            f"surrogate_function must be one of {', '.join(SURROGATES)}, or an object of such a class; got {function!r}"
+        )
+    return name, SURROGATES[name].alpha if alpha is None else float(alpha)

@@ -1,0 +1,142 @@
+"""The table of backends and the choice between them: the only place that reads the environment."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+
+FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+OPS = ("lif",)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One row: where it runs, what it takes, why it may be missing, and its functions (``lif_fwd``, ``lif_bwd``)."""
+
+    name: str
+    devices: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    missing: Callable[[], str | None]
+    load: Callable[[], object]
+
+
+def triton_interpreted() -> bool:
+    """True when ``TRITON_INTERPRET=1``: Triton kernels then run on CPU tensors, slowly, for tests."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _extension_missing(name: str) -> str | None:
+    if importlib.util.find_spec(f"spikeclip.{name}") is None:
+        what = "nvcc" if name == "_cuda" else "a C++ compiler"
+        return f"the extension spikeclip.{name} was not built (install spikeclip where {what} is found)"
+    return None
+
+
+def _cuda_missing() -> str | None:
+    if reason := _extension_missing("_cuda"):
+        return reason
+    return None if torch.cuda.is_available() else "no CUDA device is available"
+
+
+def _triton_missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if triton_interpreted() or torch.cuda.is_available():
+        return None
+    return "no CUDA device is available (TRITON_INTERPRET=1 runs it on the CPU, for tests)"
+
+
+def _load_cpu() -> object:
+    from ._native import Native
+
+    return Native(importlib.import_module("spikeclip._cpu"), lambda x: torch.get_num_threads())
+
+
+def _load_cuda() -> object:
+    from ._native import Native
+
+    extension = importlib.import_module("spikeclip._cuda")
+    return Native(extension, lambda x: torch.cuda.current_stream(x.device).cuda_stream)
+
+
+def _load_triton() -> object:
+    return importlib.import_module("spikeclip.kernels.lif")
+
+
+def _load_torch() -> object:
+    return importlib.import_module("spikeclip.ops.reference")
+
+
+_ANY_FLOAT = (*FUSED_DTYPES, torch.float64)
+
+# `auto` takes the first row that serves the device and the dtype.
+BACKENDS: dict[str, Backend] = {
+    row.name: row
+    for row in (
+        Backend("cpu", ("cpu",), FUSED_DTYPES, lambda: _extension_missing("_cpu"), _load_cpu),
+        Backend("triton", ("cuda",), FUSED_DTYPES, _triton_missing, _load_triton),
+        Backend("cuda", ("cuda",), FUSED_DTYPES, _cuda_missing, _load_cuda),
+        Backend("torch", (), _ANY_FLOAT, lambda: None, _load_torch),
+    )
+}
+
+
+def unavailable(backend: str, device: str, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why ``backend`` cannot serve a tensor of this device type and dtype, or None when it can."""
+    row = BACKENDS[backend]
+    devices = (*row.devices, "cpu") if backend == "triton" and triton_interpreted() else row.devices
+    if devices and device not in devices:
+        return f"it runs on {' and '.join(devices)} tensors, not on {device}"
+    if reason := row.missing():
+        return reason
+    if dtype not in row.dtypes:
+        return f"it takes {', '.join(str(d).removeprefix('torch.') for d in row.dtypes)}, not {dtype}"
+    return None
+
+
+def check_name(backend: str) -> None:
+    """Raise ValueError unless ``backend`` is a known name or ``auto``."""
+    if backend not in BACKENDS and backend != "auto":
+        raise ValueError(f"backend must be one of {', '.join(['auto', *BACKENDS])}; got {backend!r}")
+
+
+@functools.cache
+def chosen(backend: str, device: str, dtype: torch.dtype) -> str:
+    """The name that ``backend`` stands for on this device and dtype; a named one never falls back.
+
+    Raises:
+        ValueError: unknown name. RuntimeError: the named backend cannot serve this tensor, with the reason.
+    """
+    check_name(backend)
+    if backend != "auto":
+        if reason := unavailable(backend, device, dtype):
+            raise RuntimeError(f"backend={backend!r} is not available here: {reason}")
+        return backend
+    on_device = (n for n, row in BACKENDS.items() if device in row.devices or not row.devices)
+    return next(name for name in on_device if unavailable(name, device, dtype) is None)
+
+
+@functools.cache
+def functions(backend: str, device: str, dtype: torch.dtype):
+    """The object that holds ``lif_fwd`` and ``lif_bwd`` for this choice."""
+    return BACKENDS[chosen(backend, device, dtype)].load()
+
+
+def describe() -> list[SimpleNamespace]:
+    """One entry per op and device for ``spikeclip info``: what ``auto`` chooses and why the others are not there."""
+    rows = []
+    for op in OPS:
+        for device in ("cpu", "cuda"):
+            reasons = {name: unavailable(name, device) for name in BACKENDS}
+            auto = chosen("auto", device, torch.float32)
+            if device == "cuda" and not torch.cuda.is_available():
+                auto = None
+            rows.append(SimpleNamespace(op=op, device=device, auto=auto, reasons=reasons))
+    return rows

@@ -1,0 +1,69 @@
+"""The compiled extensions behind one face: tensors become pointers here, and outputs are allocated here.
+
+Every tensor that arrives has time first and lies in memory as a dense ``[T, N]`` block (``ops.lif`` sees to that).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from .surrogate import SURROGATES
+
+_DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum Dtype in csrc/lif_step.h
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+class Native:
+    """``lif_fwd`` and ``lif_bwd`` over one extension; ``context`` gives its threads (CPU) or its stream (CUDA)."""
+
+    def __init__(self, extension: ModuleType, context: Callable[[Tensor], int]):
+        self._ext = extension
+        self._context = context
+
+    @staticmethod
+    def _tau(tau: float | Tensor, x: Tensor) -> tuple[float, int]:
+        if not isinstance(tau, Tensor):
+            return tau, 0
+        return (0.0, tau.data_ptr()) if x.is_cuda else (tau.item(), 0)
+
+    def lif_fwd(self, x, v0, tau, v_threshold, v_reset, decay_input, spike_dtype):
+        steps = x.shape[0]
+        spikes = torch.empty_like(x, dtype=spike_dtype)
+        v_last = torch.empty_like(x[0], dtype=torch.float32)
+        n = v_last.numel()
+        if n:
+            self._ext.lif_fwd(
+                x.data_ptr(), _DTYPE[x.dtype], _pointer(v0), spikes.data_ptr(), _DTYPE[spike_dtype],
+                v_last.data_ptr(), steps, n, *self._tau(tau, x), v_threshold,
+                0.0 if v_reset is None else v_reset, decay_input, v_reset is None, self._context(x),
+            )  # fmt: skip
+        return spikes, v_last
+
+    def lif_bwd(
+        self, ds, dv_last, x, v0, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha
+    ):
+        steps = x.shape[0]
+        learn_tau = isinstance(tau, Tensor)
+        dx = torch.empty_like(x)
+        dv0 = torch.empty_like(x[0] if v0 is None else v0, dtype=torch.float32) if v0 is not None else x.new_empty(
+            0, dtype=torch.float32
+        )
+        n = x.numel() // steps
+        partial = x.new_zeros(self._ext.tau_partials(n) if learn_tau else 0, dtype=torch.float64)
+        if n:
+            self._ext.lif_bwd(
+                _pointer(ds), 0 if ds is None else _DTYPE[ds.dtype], _pointer(dv_last), x.data_ptr(), _DTYPE[x.dtype],
+                _pointer(v0), dx.data_ptr(), dv0.data_ptr() if v0 is not None else 0,
+                partial.data_ptr() if learn_tau else 0, steps, n, *self._tau(tau, x), v_threshold,
+                0.0 if v_reset is None else v_reset, decay_input, v_reset is None, detach_reset,
+                SURROGATES[surrogate].index, alpha, self._context(x),
+            )  # fmt: skip
+        dtau = partial.sum().to(torch.float32) if learn_tau else x.new_empty(0, dtype=torch.float32)
+        return dx, dv0, dtau

@@ -1,0 +1,221 @@
+"""``ops.lif``: the fused multi-timestep leaky integrate-and-fire neuron, as a torch op with its gradient."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import _backends
+from .surrogate import SURROGATES
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_NEURON = "float tau, Tensor? tau_tensor, float v_threshold, float? v_reset, bool decay_input"
+
+_library = torch.library.Library("spikeclip", "FRAGMENT")
+_library.define(
+    f"lif_fwd(Tensor x, Tensor? v0, {_NEURON}, bool detach_reset, str surrogate, float alpha, "
+    "ScalarType? spike_dtype, str backend) -> (Tensor, Tensor)"
+)
+_library.define(
+    f"lif_bwd(Tensor? ds, Tensor? dv_last, Tensor x, Tensor? v0, {_NEURON}, bool detach_reset, str surrogate, "
+    "float alpha, str backend) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def lif(
+    x: Tensor,
+    v0: Tensor | None = None,
+    *,
+    tau: float | Tensor = 2.0,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    decay_input: bool = True,
+    detach_reset: bool = False,
+    surrogate: str = "sigmoid",
+    alpha: float | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Leaky integrate-and-fire neurons over all time-steps at once, differentiable in ``x``, ``v0`` and ``tau``.
+
+    For every step t, elementwise over the neurons::
+
+        h = v + (x[t] - (v - v_reset)) / tau      if decay_input, else   h = v - (v - v_reset) / tau + x[t]
+        s[t] = h >= v_threshold
+        v = s[t] ? v_reset : h                    (hard reset)    or     h - s[t] * v_threshold   (v_reset=None)
+
+    The membrane is kept in float32 inside (float64 for float64 ``x``) whatever the dtype of ``x``, and the backward
+    pass recomputes it from ``x``: nothing else of the size of ``x`` is kept. Semantics follow SpikingJelly's
+    ``LIFNode`` (Fang et al. 2023, doi 10.1126/sciadv.adi1480); surrogate gradients follow Neftci et al. 2019
+    (arXiv 1901.09948).
+
+    Args:
+        x: input current, float32, float16, bfloat16 or float64, ``[T, ...]`` with T >= 1, any strides; when time is
+            its slowest dimension (channels-last activations, say) its memory order is kept.
+        v0: membrane before the first step, floating, of shape ``x.shape[1:]``; None starts at ``v_reset`` (0 for soft).
+        tau: membrane time constant in steps, > 1 (``inf``: no leak), or a tensor of one element, which may require a
+            gradient (PLIF). The value of a tensor on an accelerator is not checked: that would stall it.
+        v_threshold: firing threshold, finite; the comparison is inclusive.
+        v_reset: membrane after a spike; None subtracts ``v_threshold`` instead (soft reset).
+        decay_input: whether the input is divided by ``tau`` too.
+        detach_reset: whether gradients stop at the reset.
+        surrogate: one of sigmoid, atan, piecewise_quadratic, piecewise_exp, soft_sign, super_spike, erf, triangle.
+        alpha: sharpness of the surrogate, > 0; None takes the surrogate's default.
+        backend: ``auto``, ``cpu``, ``cuda``, ``triton`` or ``torch``; a named one never falls back.
+
+    Returns:
+        ``(spikes, v_last)``: spikes in {0, 1}, the shape and dtype of ``x`` (under autocast, the autocast dtype, in
+        which they are exact); ``v_last`` the membrane after the last step, float32 (float64 for float64 ``x``), so that
+        ``lif(x[k:], lif(x[:k])[1])`` continues the run bit for bit.
+
+    Raises:
+        TypeError: ``x``, ``v0`` or ``tau`` of the wrong type. ValueError: a shape, dtype, device or number outside the
+        above. RuntimeError: the named backend is not available, or a second derivative is asked for.
+    """
+    _check_input(x, v0)
+    tau, tau_tensor = _check_tau(tau, x)
+    if not math.isfinite(v_threshold):
+        raise ValueError(f"v_threshold must be a finite number; got {v_threshold}")
+    if v_reset is not None and not math.isfinite(v_reset):
+        raise ValueError(f"v_reset must be a finite number or None (soft reset); got {v_reset}")
+    if surrogate not in SURROGATES:
+        raise ValueError(f"surrogate must be one of {', '.join(SURROGATES)}; got {surrogate!r}")
+    if alpha is None:
+        alpha = SURROGATES[surrogate].alpha
+    elif not 0 < alpha < math.inf:
+        raise ValueError(f"alpha must be a finite number > 0; got {alpha}")
+    _backends.check_name(backend)
+
+    x = _time_major(x)
+    if v0 is not None:
+        v0 = _laid_out_as(v0.to(_state_dtype(x)), x[0])
+    return torch.ops.spikeclip.lif_fwd(
+        x, v0, tau, tau_tensor, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, None, backend
+    )
+
+
+def _state_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _check_input(x: Tensor, v0: Tensor | None) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor; got {type(x).__name__}")
+    if x.dtype not in _FLOATS:
+        raise ValueError(f"x must be float32, float16, bfloat16 or float64; got {x.dtype}")
+    if x.dim() == 0 or x.shape[0] == 0:
+        raise ValueError(f"x must have shape [T, ...] with T >= 1 time-steps first; got {list(x.shape)}")
+    if v0 is None:
+        return
+    if not isinstance(v0, Tensor):
+        raise TypeError(f"v0 must be a torch.Tensor or None; got {type(v0).__name__}")
+    if v0.shape != x.shape[1:]:
+        raise ValueError(f"v0 must have shape {list(x.shape[1:])}, x's without time; got {list(v0.shape)}")
+    if not v0.is_floating_point():
+        raise ValueError(f"v0 must be floating; got {v0.dtype}")
+    if v0.device != x.device:
+        raise ValueError(f"v0 must be on x's device, {x.device}; got {v0.device}")
+
+
+def _check_tau(tau: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
+    tensor = None
+    if isinstance(tau, Tensor):
+        if tau.numel() != 1 or not tau.is_floating_point():
+            raise ValueError(f"tau must be a number or a floating tensor of one element; got {list(tau.shape)}, {tau.dtype}")
+        if tau.device != x.device:
+            raise ValueError(f"tau must be on x's device, {x.device}; got {tau.device}")
+        tensor = tau.to(_state_dtype(x)).reshape(())
+        readable = tau.device.type == "cpu" and not torch.compiler.is_compiling()
+        tau = tau.item() if readable else 2.0
+    if not tau > 1.0:
+        raise ValueError(f"tau must be > 1 (in time-steps); got {tau}")
+    return (2.0 if tensor is not None else float(tau)), tensor
+
+
+def _time_major(x: Tensor) -> Tensor:
+    """x itself where its memory is a dense [T, N] block in some order of the other dimensions, else a copy."""
+    if x.is_contiguous():
+        return x
+    block = x[0]
+    dense = torch._prims_common.is_non_overlapping_and_dense(block)
+    return x if dense and (x.shape[0] == 1 or x.stride(0) == block.numel()) else x.contiguous()
+
+
+def _laid_out_as(tensor: Tensor, like: Tensor) -> Tensor:
+    if tensor.stride() == like.stride():
+        return tensor
+    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+
+
+def _fwd(x, v0, tau, tau_tensor, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, spike_dtype, backend):
+    backend = _backends.functions(backend, x.device.type, x.dtype)
+    tau = tau if tau_tensor is None else tau_tensor
+    return backend.lif_fwd(x, v0, tau, v_threshold, v_reset, decay_input, spike_dtype or x.dtype)
+
+
+def _bwd(ds, dv_last, x, v0, tau, tau_tensor, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, backend):
+    backend = _backends.functions(backend, x.device.type, x.dtype)
+    if ds is not None:
+        ds = _laid_out_as(ds, x)
+    if dv_last is not None:
+        dv_last = _laid_out_as(dv_last, x[0])
+    tau = tau if tau_tensor is None else tau_tensor
+    return backend.lif_bwd(
+        ds, dv_last, x, v0, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha
+    )
+
+
+def _fwd_fake(x, *args):
+    spike_dtype = args[-2]
+    return torch.empty_like(x, dtype=spike_dtype or x.dtype), torch.empty_like(x[0], dtype=_state_dtype(x))
+
+
+def _bwd_fake(ds, dv_last, x, v0, tau, tau_tensor, *args):
+    none = x.new_empty(0, dtype=_state_dtype(x))
+    dv0 = none if v0 is None else torch.empty_like(x[0], dtype=_state_dtype(x))
+    return torch.empty_like(x), dv0, none if tau_tensor is None else none.new_empty(())
+
+
+def _setup_context(ctx, inputs, output):
+    x, v0, tau, tau_tensor, *options = inputs
+    ctx.save_for_backward(x, v0, tau_tensor)
+    ctx.options = (tau, options)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, ds, dv_last):
+    x, v0, tau_tensor = ctx.saved_tensors
+    tau, (*neuron, _spike_dtype, backend) = ctx.options
+    none = (None,) * 8
+    if ds is None and dv_last is None:
+        return None, None, None, None, *none
+    dx, dv0, dtau = torch.ops.spikeclip.lif_bwd(ds, dv_last, x, v0, tau, tau_tensor, *neuron, backend)
+    return dx, (None if v0 is None else dv0), None, (None if tau_tensor is None else dtau), *none
+
+
+def _no_double_backward(ctx, *grads):
+    raise RuntimeError("spikeclip.ops.lif has no second derivative: call backward() without create_graph=True")
+
+
+def _autocast(device_type: str):
+    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}"))
+
+    def fwd(x, *args):
+        *rest, spike_dtype, backend = args
+        if spike_dtype is None and x.dtype == torch.float32:
+            spike_dtype = torch.get_autocast_dtype(device_type)
+        with torch._C._ExcludeDispatchKeyGuard(key):
+            return torch.ops.spikeclip.lif_fwd(x, *rest, spike_dtype, backend)
+
+    return fwd
+
+
+for _device in ("CPU", "CUDA"):
+    _library.impl("lif_fwd", _fwd, _device)
+    _library.impl("lif_bwd", _bwd, _device)
+    _library.impl("lif_fwd", _autocast(_device.lower()), f"Autocast{_device}")
+torch.library.register_fake("spikeclip::lif_fwd", _fwd_fake, lib=_library)
+torch.library.register_fake("spikeclip::lif_bwd", _bwd_fake, lib=_library)
+torch.library.register_autograd("spikeclip::lif_fwd", _backward, setup_context=_setup_context, lib=_library)
+torch.library.register_autograd("spikeclip::lif_bwd", _no_double_backward, lib=_library)
