@@ -27,6 +27,14 @@ std::unique_ptr<float[], AlignedDelete> scratch(int64_t count) {
       static_cast<float*>(::operator new[](count * sizeof(float), std::align_val_t(64))));
 }
 
+// Rows of one block lie a whole time-step apart, too far for the hardware to see the next block coming.
+void prefetch_row(const void* base, Dtype dtype, int64_t offset, int64_t width) {
+  if (base == nullptr) return;
+  const int64_t size = dtype == Dtype::f32 ? 4 : 2;
+  const char* row = static_cast<const char*>(base) + offset * size;
+  for (int64_t i = 0; i < width * size; i += 64) __builtin_prefetch(row + i, 0, 2);
+}
+
 int team(int threads, int64_t elements) { return elements < kSerialBelow ? 1 : threads; }
 
 void start(const float* v0, const LifParams& p, int64_t first, int64_t width, float* v) {
@@ -61,8 +69,11 @@ void recompute_step(const float* x, const float* v, float* h, float* v_next, int
   }
 }
 
-template <Surrogate kind>
-void backward_step(const float* h, const float* ds, float* dv, float* dx, int64_t width, LifParams p) {
+template <Surrogate kind, bool soft_reset, bool detach_reset>
+void backward_step(const float* h, const float* ds, float* dv, float* dx, int64_t width, const LifParams& params) {
+  LifParams p = params;
+  p.soft_reset = soft_reset;
+  p.detach_reset = detach_reset;
   const float to_x = p.decay_input ? 1.0f / p.tau : 1.0f;
   const float to_v = 1.0f - 1.0f / p.tau;
 #pragma omp simd
@@ -73,20 +84,14 @@ void backward_step(const float* h, const float* ds, float* dv, float* dx, int64_
   }
 }
 
-// As above, and returns this step's part of dtau; `v_before` is the membrane before the charge.
-template <Surrogate kind>
-double backward_step_tau(const float* h, const float* v_before, const float* x, const float* ds, float* dv, float* dx,
-                         int64_t width, LifParams p) {
-  const float to_x = p.decay_input ? 1.0f / p.tau : 1.0f;
-  const float to_v = 1.0f - 1.0f / p.tau;
+// Sum of dx * d(h)/d(tau) over the row; `v` is the membrane before the charge.
+template <bool decay_input>
+double tau_step(const float* v, const float* x, const float* dx, int64_t width, const LifParams& params) {
+  LifParams p = params;
+  p.decay_input = decay_input;
   double sum = 0.0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < width; ++i) {
-    const float dh = lif_step_grad<kind>(h[i], ds[i], dv[i], p);
-    sum += static_cast<double>(dh * lif_charge_grad_tau(v_before[i], x[i], p));
-    dx[i] = dh * to_x;
-    dv[i] = dh * to_v;
-  }
+  for (int64_t i = 0; i < width; ++i) sum += static_cast<double>(dx[i] * lif_charge_grad_tau(v[i], x[i], p));
   return sum;
 }
 
@@ -107,7 +112,7 @@ void forward(const LifForward& c, Spike one) {
   }
 }
 
-template <Surrogate kind>
+template <Surrogate kind, bool soft_reset, bool detach_reset>
 void backward(const LifBackward& c) {
   const LifParams& p = c.params;
   const auto recompute = p.decay_input ? (p.soft_reset ? recompute_step<true, true> : recompute_step<true, false>)
@@ -122,12 +127,16 @@ void backward(const LifBackward& c) {
     const auto v = scratch((c.dtau != nullptr ? c.steps + 1 : 1) * block);
     const int64_t v_stride = c.dtau != nullptr ? block : 0;
     alignas(64) float x_buffer[kMaxBlock], ds_buffer[kMaxBlock], dx_buffer[kMaxBlock], dv[kMaxBlock];
+    // Last block first: what the forward pass and the gradient's producer touched last is still in cache.
 #pragma omp for schedule(static)
-    for (int64_t b = 0; b < blocks; ++b) {
+    for (int64_t b = blocks - 1; b >= 0; --b) {
       const int64_t first = b * block, width = std::min(block, c.n - first);
       start(c.v0, p, first, width, v.get());
       for (int64_t t = 0; t < c.steps; ++t) {
-        const float* x = load_row(c.x, c.x_dtype, t * c.n + first, width, x_buffer);
+        const int64_t at = t * c.n + first, ahead = std::min(block, first);
+        prefetch_row(c.x, c.x_dtype, at - ahead, ahead);
+        prefetch_row(c.ds, c.ds_dtype, at - ahead, ahead);
+        const float* x = load_row(c.x, c.x_dtype, at, width, x_buffer);
         recompute(x, v.get() + t * v_stride, h.get() + t * block, v.get() + (t + 1) * v_stride, width, p);
       }
       if (c.dv_last != nullptr)
@@ -140,11 +149,11 @@ void backward(const LifBackward& c) {
         const int64_t at = t * c.n + first;
         const float* ds = c.ds == nullptr ? ds_buffer : load_row(c.ds, c.ds_dtype, at, width, ds_buffer);
         float* dx = row_to_write(c.dx, c.x_dtype, at, dx_buffer);
-        if (c.dtau == nullptr) {
-          backward_step<kind>(h.get() + t * block, ds, dv, dx, width, p);
-        } else {
+        backward_step<kind, soft_reset, detach_reset>(h.get() + t * block, ds, dv, dx, width, p);
+        if (c.dtau != nullptr) {
           const float* x = load_row(c.x, c.x_dtype, at, width, x_buffer);
-          dtau += backward_step_tau<kind>(h.get() + t * block, v.get() + t * block, x, ds, dv, dx, width, p);
+          dtau += p.decay_input ? p.tau * tau_step<true>(v.get() + t * block, x, dx, width, p)
+                                : tau_step<false>(v.get() + t * block, x, dx, width, p);
         }
         store_row(c.dx, c.x_dtype, at, width, dx);
       }
@@ -163,6 +172,15 @@ void forward_as(const LifForward& c, Spike one) {
     p.soft_reset ? forward<false, true>(c, one) : forward<false, false>(c, one);
 }
 
+template <Surrogate kind>
+void backward_as(const LifBackward& c) {
+  const LifParams& p = c.params;
+  if (p.soft_reset)
+    p.detach_reset ? backward<kind, true, true>(c) : backward<kind, true, false>(c);
+  else
+    p.detach_reset ? backward<kind, false, true>(c) : backward<kind, false, false>(c);
+}
+
 }  // namespace
 
 void lif_forward(const LifForward& c) {
@@ -175,14 +193,14 @@ void lif_forward(const LifForward& c) {
 
 void lif_backward(const LifBackward& c) {
   switch (c.surrogate) {
-    case Surrogate::sigmoid: return backward<Surrogate::sigmoid>(c);
-    case Surrogate::atan: return backward<Surrogate::atan>(c);
-    case Surrogate::piecewise_quadratic: return backward<Surrogate::piecewise_quadratic>(c);
-    case Surrogate::piecewise_exp: return backward<Surrogate::piecewise_exp>(c);
-    case Surrogate::soft_sign: return backward<Surrogate::soft_sign>(c);
-    case Surrogate::super_spike: return backward<Surrogate::super_spike>(c);
-    case Surrogate::erf: return backward<Surrogate::erf>(c);
-    case Surrogate::triangle: return backward<Surrogate::triangle>(c);
+    case Surrogate::sigmoid: return backward_as<Surrogate::sigmoid>(c);
+    case Surrogate::atan: return backward_as<Surrogate::atan>(c);
+    case Surrogate::piecewise_quadratic: return backward_as<Surrogate::piecewise_quadratic>(c);
+    case Surrogate::piecewise_exp: return backward_as<Surrogate::piecewise_exp>(c);
+    case Surrogate::soft_sign: return backward_as<Surrogate::soft_sign>(c);
+    case Surrogate::super_spike: return backward_as<Surrogate::super_spike>(c);
+    case Surrogate::erf: return backward_as<Surrogate::erf>(c);
+    case Surrogate::triangle: return backward_as<Surrogate::triangle>(c);
   }
 }
 
