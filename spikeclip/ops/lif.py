@@ -134,12 +134,25 @@ def _check_tau(tau: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
 
 
 def _time_major(x: Tensor) -> Tensor:
-    """x itself where its memory is a dense [T, N] block in some order of the other dimensions, else a copy."""
+    """x as a dense [T, N] block of memory: itself where it is one, else a copy that keeps the order of one step."""
     if x.is_contiguous():
         return x
     block = x[0]
-    dense = torch._prims_common.is_non_overlapping_and_dense(block)
-    return x if dense and (x.shape[0] == 1 or x.stride(0) == block.numel()) else x.contiguous()
+    if not _dense(block):
+        return x.contiguous()
+    if x.shape[0] == 1 or x.stride(0) == block.numel():
+        return x
+    return x.new_empty_strided(x.shape, (block.numel(), *block.stride())).copy_(x)
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one stretch of memory without gaps or overlaps, in any order of dimensions."""
+    expected = 1
+    for stride, size in sorted((st, n) for st, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _laid_out_as(tensor: Tensor, like: Tensor) -> Tensor:

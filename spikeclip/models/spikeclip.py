@@ -1,0 +1,97 @@
+"""SpikeCLIP (arXiv 2310.06488): a spiking image tower and a spiking text tower in one feature space, with open_clip's face."""
+
+# No `from __future__ import annotations` here: the Hub mixin reads the config's type from __init__'s signature.
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from .config import SpikeCLIPConfig, load_config
+from .teacher import PRETRAINED
+from .text import SpikingTextEncoder
+from .tokenizer import Tokenizer
+from .vision import SpikingImageEncoder
+
+
+class SpikeCLIP(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="spikeclip",
+    tags=["spiking-neural-network", "clip"],
+):
+    """The student. ``visual`` and ``text`` are its towers, ``tokenizer`` makes its token ids, ``logit_scale`` is a log.
+
+    The interface is open_clip's: ``encode_image``, ``encode_text``, ``forward``, so code written for open_clip models runs on
+    it. ``save_pretrained`` and ``from_pretrained`` write and read ``model.safetensors`` and ``config.json``.
+    """
+
+    def __init__(self, config: SpikeCLIPConfig):
+        super().__init__()
+        self.config = config
+        self.tokenizer = Tokenizer(config.text.context_length, config.text.vocabulary)
+        self.visual = SpikingImageEncoder(config.vision, config.embed_dim, config.T, config.lif)
+        self.text = SpikingTextEncoder(config.text, config.embed_dim, config.T, config.lif, self.tokenizer.vocab_size)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.output_dict = False
+
+    @classmethod
+    def from_config(cls, name: str) -> "SpikeCLIP":
+        """An untrained model from a named config or a JSON file. Raises ValueError when there is none."""
+        return cls(load_config(name))
+
+    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to features [B, embed_dim], of unit length if ``normalize``."""
+        features = self.visual(image)
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
+        """Token ids [B, L] to features [B, embed_dim], of unit length if ``normalize``."""
+        features = self.text(text)
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def forward(self, image: Tensor | None = None, text: Tensor | None = None):
+        """(image features, text features, scale), unit length, None for what was not given; a dict if ``output_dict``."""
+        image_features = None if image is None else self.encode_image(image, normalize=True)
+        text_features = None if text is None else self.encode_text(text, normalize=True)
+        scale = self.logit_scale.exp()
+        if self.output_dict:
+            return {"image_features": image_features, "text_features": text_features, "logit_scale": scale}
+        return image_features, text_features, scale
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs):
+        """Write ``model.safetensors`` and ``config.json`` into a folder, whole or not at all."""
+        target = Path(save_directory)
+        target.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
+        try:
+            result = super().save_pretrained(staging, **kwargs)
+            for file in staging.iterdir():
+                os.replace(file, target / file.name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return result
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "SpikeCLIP":
+        """A trained model in eval mode: ``spikeclip-demo`` (in the package), a local folder, or a Hub repository.
+
+        Raises:
+            ValueError: a folder without a readable config or weights, or weights of another model.
+        """
+        packaged = PRETRAINED / str(pretrained_model_name_or_path)
+        source = packaged if (packaged / "config.json").is_file() else pretrained_model_name_or_path
+        local = Path(source).is_dir()
+        for name in ("config.json", "model.safetensors") if local else ():
+            if not (Path(source) / name).is_file():
+                raise ValueError(f"{source} is not a saved SpikeCLIP: it has no {name}")
+        try:
+            return super().from_pretrained(source, **kwargs).eval()
+        except Exception as error:  # safetensors, json, torch and the Hub each raise their own kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{source} could not be loaded as a SpikeCLIP: {reason}") from error

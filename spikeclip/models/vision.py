@@ -1,0 +1,138 @@
+"""The spiking image tower: Spikingformer (Zhou et al. 2023, arXiv 2304.11954) with SpikeCLIP's readout.
+
+Activations are time-first and channels-last: convolutions see ``[T*B, C, H, W]`` in channels-last memory, blocks see the same
+memory as ``[T, B, N, C]``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import LIF, DirectEncoding
+from .config import LIFConfig, VisionConfig
+from .readout import StepReadout
+
+
+def _lif(config: LIFConfig, v_threshold: float | None = None) -> LIF:
+    return LIF(
+        tau=config.tau,
+        v_threshold=config.v_threshold if v_threshold is None else v_threshold,
+        v_reset=config.v_reset,
+        surrogate_function=config.surrogate,
+        detach_reset=config.detach_reset,
+    )
+
+
+class LinearNorm(nn.Module):
+    """Linear, then BatchNorm over all leading dimensions: ``[..., C] -> [..., D]``."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool):
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features, bias=bias)
+        self.norm = nn.BatchNorm1d(out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return self.norm(y.flatten(0, -2)).view_as(y)
+
+
+class SpikingTokenizer(nn.Module):
+    """3x3 convolutions with BatchNorm, spikes between them, and pools: images ``[B, 3, H, W]`` to currents ``[T, B, N, C]``.
+
+    The still image is the same at every step, so the first convolution and its norm run once and are repeated after; their
+    batch statistics are those of T copies (the running variance differs by its 1/n correction alone).
+    """
+
+    def __init__(self, config: VisionConfig, T: int, lif: LIFConfig):
+        super().__init__()
+        sizes = (3, *config.channels)
+        pairs = list(zip(sizes, sizes[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairs)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o in pairs)
+        self.pools = nn.ModuleList(nn.MaxPool2d(3, 2, 1) if pool else nn.Identity() for pool in config.pools)
+        self.neurons = nn.ModuleList(_lif(lif) for _ in pairs[1:])
+        self.encode = DirectEncoding(T)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norms[0](self.convs[0](images.contiguous(memory_format=torch.channels_last)))
+        x = self.encode(x)
+        for neuron, conv, norm, pool in zip(self.neurons, self.convs[1:], self.norms[1:], self.pools[1:], strict=True):
+            T, B = x.shape[:2]
+            x = pool(norm(conv(neuron(x).flatten(0, 1)))).unflatten(0, (T, B))
+        return x.flatten(3).transpose(2, 3)
+
+
+class SpikingSelfAttention(nn.Module):
+    """Softmax-free attention on spikes, ``(q k^T) v * scale``, the cheaper association chosen by shape.
+
+    ``[T, B, N, C]`` spikes in, ``[T, B, N, C]`` currents out. Both associations give the same integers, exactly.
+    """
+
+    def __init__(self, config: VisionConfig, lif: LIFConfig):
+        super().__init__()
+        width = config.width
+        self.num_heads = config.num_heads
+        self.scale = config.attention_scale
+        self.q, self.k, self.v = (LinearNorm(width, width, bias=False) for _ in range(3))
+        self.q_lif, self.k_lif, self.v_lif = (_lif(lif) for _ in range(3))
+        self.attention_lif = _lif(lif, config.attention_v_threshold)
+        self.project = LinearNorm(width, width, bias=True)
+
+    def _heads(self, spikes: Tensor) -> Tensor:
+        return spikes.unflatten(-1, (self.num_heads, -1)).transpose(2, 3)
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        q, k, v = (
+            self._heads(neuron(linear(spikes)))
+            for linear, neuron in ((self.q, self.q_lif), (self.k, self.k_lif), (self.v, self.v_lif))
+        )
+        tokens, head_width = q.shape[-2:]
+        mixed = (q @ k.transpose(-1, -2)) @ v if tokens < head_width else q @ (k.transpose(-1, -2) @ v)
+        return self.project(self.attention_lif((mixed * self.scale).transpose(2, 3).flatten(3)))
+
+
+class SpikingBlock(nn.Module):
+    """Pre-activation block: spikes feed attention and MLP, whose currents add to the float stream ``[T, B, N, C]``."""
+
+    def __init__(self, config: VisionConfig, lif: LIFConfig):
+        super().__init__()
+        hidden = int(config.width * config.mlp_ratio)
+        self.lif = _lif(lif)
+        self.attention = SpikingSelfAttention(config, lif)
+        self.fc1_lif = _lif(lif)
+        self.fc1 = LinearNorm(config.width, hidden, bias=True)
+        self.fc2_lif = _lif(lif)
+        self.fc2 = LinearNorm(hidden, config.width, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.lif(x))
+        return x + self.fc2(self.fc2_lif(self.fc1(self.fc1_lif(x))))
+
+
+class SpikingImageEncoder(nn.Module):
+    """Images ``[B, 3, H, W]``, floating in [0, 1], to features ``[B, embed_dim]``.
+
+    Raises ValueError for another shape or dtype.
+    """
+
+    def __init__(self, config: VisionConfig, embed_dim: int, T: int, lif: LIFConfig):
+        super().__init__()
+        self.image_size = config.image_size
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+        self.tokenizer = SpikingTokenizer(config, T, lif)
+        self.blocks = nn.ModuleList(SpikingBlock(config, lif) for _ in range(config.depth))
+        self.readout = StepReadout(T)
+        self.project = nn.Linear(config.width, embed_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        size = self.image_size
+        if images.dim() != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(f"images must have shape [B, 3, {size}, {size}]; got {list(images.shape)}")
+        if not images.is_floating_point():
+            raise ValueError(f"images must be floating, in [0, 1]; got {images.dtype}")
+        x = self.tokenizer((images - self.mean) / self.std)
+        for block in self.blocks:
+            x = block(x)
+        return self.project(self.readout(x.mean(dim=2)))
