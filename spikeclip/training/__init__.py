@@ -1,0 +1,7 @@
+"""Train SpikeCLIP: data, losses, one loop, and the stages of the paper."""
+
+from .losses import alignment_loss, dual_loss
+from .loop import History, Settings, fit
+from .recipe import adapt_teacher, align_image, align_text, finetune
+
+__all__ = ["History", "Settings", "adapt_teacher", "align_image", "align_text", "alignment_loss", "dual_loss", "finetune", "fit"]

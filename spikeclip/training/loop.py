@@ -1,0 +1,169 @@
+"""One readable training loop on accelerate: device, mixed precision and several processes are its business."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ..nn import FiringRates
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a stage is trained; the paper's optimizer is Adam with amsgrad, no weight decay, cosine from ``lr`` to ``lr_min``.
+
+    Args:
+        steps: optimizer steps. batch_size: samples a step and process. lr, lr_min: learning rates. amsgrad, weight_decay: Adam's.
+        validate_every: steps between validations (0: only at the end). seed: of the order of samples.
+        mixed_precision: accelerate's ``no``, ``bf16`` or ``fp16``.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+
+    steps: int
+    batch_size: int
+    lr: float
+    lr_min: float = 0.0
+    amsgrad: bool = True
+    weight_decay: float = 0.0
+    validate_every: int = 0
+    seed: int = 0
+    mixed_precision: str = "no"
+
+    def __post_init__(self):
+        for name, low in (("steps", 1), ("batch_size", 1), ("validate_every", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be >= {low}; got {getattr(self, name)}")
+        if not 0 < self.lr < math.inf or not 0 <= self.lr_min <= self.lr:
+            raise ValueError(f"lr must be > 0 and lr_min in [0, lr]; got lr={self.lr}, lr_min={self.lr_min}")
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"mixed_precision must be no, bf16 or fp16; got {self.mixed_precision!r}")
+
+
+@dataclass
+class History:
+    """What a stage did: loss of every step, (step, score) of every validation, best score, silent layers, seconds."""
+
+    losses: list[float] = field(default_factory=list)
+    scores: list[tuple[int, float]] = field(default_factory=list)
+    best: float | None = None
+    silent_layers: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def fit(
+    module: nn.Module,
+    data: Dataset,
+    loss: Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, dict[str, float]]],
+    settings: Settings,
+    *,
+    name: str,
+    validate: Callable[[], float] | None = None,
+    save: Callable[[], None] | None = None,
+    log: Path | None = None,
+) -> History:
+    """Train ``module`` for ``settings.steps`` steps; it ends with the weights that validated best.
+
+    Args:
+        module: a tower, trained in place. data: yields tuples of tensors. loss: (module, batch) -> (loss, numbers to log).
+        name: shown beside the progress bar. validate: score of ``module`` as it is, higher is better; never the test set.
+        save: called after every best validation (at the end, without ``validate``); must write atomically.
+        log: a JSON-lines file, one line a step.
+
+    Raises:
+        ValueError: ``data`` smaller than one sample. RuntimeError: the loss is not finite (the log ends at that step).
+    """
+    from accelerate import Accelerator
+
+    if len(data) == 0:
+        raise ValueError("data must hold at least one sample")
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=next(module.parameters()).device.type == "cpu")
+    generator = torch.Generator().manual_seed(settings.seed)
+    loader = DataLoader(data, min(settings.batch_size, len(data)), shuffle=True, drop_last=True, generator=generator)
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trainable, settings.lr, amsgrad=settings.amsgrad, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps, settings.lr_min)
+    model, optimizer, loader = accelerator.prepare(module, optimizer, loader)
+
+    history, best_weights = History(), None
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        advance = stack.enter_context(_progress(name, settings.steps, accelerator.is_main_process))
+        write = stack.enter_context(_json_lines(log if accelerator.is_main_process else None))
+        rates = stack.enter_context(FiringRates(module))
+        for step, batch in enumerate(_endless(loader, settings.steps), start=1):
+            model.train()
+            with accelerator.autocast():
+                value, parts = loss(model, batch)
+            if not torch.isfinite(value):
+                raise RuntimeError(f"{name}: the loss is {value.item()} at step {step}; lower the learning rate ({settings.lr})")
+            optimizer.zero_grad()
+            accelerator.backward(value)
+            optimizer.step()
+            schedule.step()
+            if step == 1:
+                history.silent_layers = rates.silent()
+                rates.__exit__()
+            history.losses.append(value.item())
+            write({"step": step, "loss": history.losses[-1], "lr": schedule.get_last_lr()[0], **parts})
+            advance(history.losses[-1])
+            due = step == settings.steps or (settings.validate_every and step % settings.validate_every == 0)
+            if due and validate is not None:
+                module.eval()
+                score = validate()
+                history.scores.append((step, score))
+                if history.best is None or score > history.best:
+                    history.best = score
+                    best_weights = copy.deepcopy(module.state_dict())
+                    if save is not None and accelerator.is_main_process:
+                        save()
+    if best_weights is not None:
+        module.load_state_dict(best_weights)
+    elif save is not None and accelerator.is_main_process:
+        save()
+    module.eval()
+    history.seconds = time.perf_counter() - started
+    return history
+
+
+def _endless(loader: DataLoader, steps: int) -> Iterator:
+    done = 0
+    while True:
+        for batch in loader:
+            yield batch
+            done += 1
+            if done == steps:
+                return
+
+
+@contextmanager
+def _progress(name: str, steps: int, shown: bool):
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
+    )  # fmt: skip
+    with Progress(*columns, disable=not shown) as progress:
+        task = progress.add_task(name, total=steps, loss=math.nan)
+        yield lambda loss: progress.update(task, advance=1, loss=loss)
+
+
+@contextmanager
+def _json_lines(path: Path | None):
+    if path is None:
+        yield lambda line: None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        yield lambda line: print(json.dumps(line), file=file, flush=True)

@@ -1,0 +1,41 @@
+"""Class vectors from prompts, and answers from them (Radford et al. 2021, arXiv 2103.00020, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+
+
+@torch.no_grad()
+def class_vectors(model, classes: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> Tensor:
+    """One unit vector per class, ``[len(classes), embed_dim]``: its prompts' features averaged and normalised again.
+
+    Args:
+        model: a SpikeCLIP, a Teacher, or anything with ``encode_text(tokens, normalize=True)`` and a ``tokenizer``.
+        classes: names. templates: prompts with one ``{}`` each.
+
+    Raises:
+        ValueError: no classes or templates, or a template without ``{}``.
+    """
+    if not classes:
+        raise ValueError("classes must name at least one class")
+    if not templates or any("{}" not in t for t in templates):
+        raise ValueError(f"templates must each hold a {{}} for the class name; got {list(templates)}")
+    prompts = [template.format(name) for name in classes for template in templates]
+    device = next(model.parameters()).device
+    features = torch.cat(
+        [model.encode_text(model.tokenizer(prompts[i : i + 512]).to(device), normalize=True) for i in range(0, len(prompts), 512)]
+    )
+    return F.normalize(features.unflatten(0, (len(classes), len(templates))).mean(1), dim=-1)
+
+
+@torch.no_grad()
+def classify(model, images: Tensor, vectors: Tensor) -> Tensor:
+    """Probabilities ``[B, classes]`` of images ``[B, 3, H, W]``: softmax of the model's scaled cosines to ``vectors``."""
+    cosines = model.encode_image(images, normalize=True) @ vectors.T
+    return (model.logit_scale.exp() * cosines).softmax(-1)
