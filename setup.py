@@ -121,6 +121,7 @@ class NinjaBuild(build_ext):
         else:
             compiler = nvcc()
             link = [compiler, "-shared -cudart static"]
+            jobs[0][2].append("-I" + str(Path(compiler).resolve().parent.parent / "include"))
             jobs[0][2].append(f'-DSPIKECLIP_CUDA_ARCHS=\\"{os.environ.get("SPIKECLIP_CUDA_ARCHS", "80;90a")}\\"')
             jobs += [(s, compiler, [*NVCC_FLAGS, *gencode()], f"{s.stem}.cuda") for s in sorted(CSRC.glob("cuda/*.cu"))]
         lines, objects = [], []
