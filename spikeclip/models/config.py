@@ -40,7 +40,6 @@ class VisionConfig:
         _require(self.image_size >= 1, "vision.image_size must be >= 1", self.image_size)
         _require(len(self.channels) >= 2 and min(self.channels) >= 1, "vision.channels must be two or more sizes", self.channels)
         _require(len(self.pools) == len(self.channels), "vision.pools must be as long as vision.channels", self.pools)
-        _require(not (self.pools[0] or self.pools[-1]), "vision.pools must be false first and last", self.pools)
         _require(self.depth >= 0, "vision.depth must be >= 0", self.depth)
         _require(
             self.num_heads >= 1 and self.channels[-1] % self.num_heads == 0,

@@ -40,7 +40,7 @@ class LinearNorm(nn.Module):
 class SpikingTokenizer(nn.Module):
     """3x3 convolutions with BatchNorm, spikes between them, and pools: images ``[B, 3, H, W]`` to currents ``[T, B, N, C]``.
 
-    The still image is the same at every step, so the first convolution and its norm run once and are repeated after; their
+    The still image is the same at every step, so the first convolution, norm and pool run once and are repeated after; their
     batch statistics are those of T copies (the running variance differs by its 1/n correction alone).
     """
 
@@ -55,8 +55,8 @@ class SpikingTokenizer(nn.Module):
         self.encode = DirectEncoding(T)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.norms[0](self.convs[0](images.contiguous(memory_format=torch.channels_last)))
-        x = self.encode(x)
+        images = images.contiguous(memory_format=torch.channels_last)
+        x = self.encode(self.pools[0](self.norms[0](self.convs[0](images))))
         for neuron, conv, norm, pool in zip(self.neurons, self.convs[1:], self.norms[1:], self.pools[1:], strict=True):
             T, B = x.shape[:2]
             x = pool(norm(conv(neuron(x).flatten(0, 1)))).unflatten(0, (T, B))
