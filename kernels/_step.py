@@ -53,9 +53,7 @@ def surrogate_grad(u, alpha, KIND: tl.constexpr):
 
 
 @triton.jit
-def step_grad(
-    h, ds, dv, v_threshold, v_reset, alpha, KIND: tl.constexpr, SOFT_RESET: tl.constexpr, DETACH_RESET: tl.constexpr
-):
+def step_grad(h, ds, dv, v_threshold, v_reset, alpha, KIND: tl.constexpr, SOFT_RESET: tl.constexpr, DETACH_RESET: tl.constexpr):
     """dh from ds and dv (gradient of the membrane after reset)."""
     if not DETACH_RESET:
         if SOFT_RESET:

@@ -68,7 +68,8 @@ def _unpark(slots_ptr, at, mask, n, WIDE: tl.constexpr):
 
 @triton.jit
 def _bwd(
-    ds_ptr, dv_last_ptr, x_ptr, v0_ptr, dx_ptr, slots_ptr, dv0_ptr, dtau_ptr, tau_ptr, steps, n, tau, v_threshold, v_reset, alpha,
+    ds_ptr, dv_last_ptr, x_ptr, v0_ptr, dx_ptr, slots_ptr, dv0_ptr, dtau_ptr, tau_ptr,
+    steps, n, tau, v_threshold, v_reset, alpha,
     HAS_DS: tl.constexpr, HAS_DV: tl.constexpr, HAS_V0: tl.constexpr, TAU_TENSOR: tl.constexpr, DECAY_INPUT: tl.constexpr,
     SOFT_RESET: tl.constexpr, DETACH_RESET: tl.constexpr, KIND: tl.constexpr, WIDE: tl.constexpr, LONG: tl.constexpr,
     SEGMENT: tl.constexpr, BLOCK: tl.constexpr,

@@ -1,6 +1,6 @@
 """Train the small CLIP teacher that ships with spikeclip, from a seed, on seen compositions only (about 5 CPU minutes).
 
-    python scripts/train_teacher.py --out spikeclip/models/pretrained/spikeclip-demo-teacher
+python scripts/train_teacher.py --out spikeclip/models/pretrained/spikeclip-demo-teacher
 """
 
 from __future__ import annotations

@@ -38,7 +38,9 @@ class VisionConfig:
 
     def __post_init__(self):
         _require(self.image_size >= 1, "vision.image_size must be >= 1", self.image_size)
-        _require(len(self.channels) >= 2 and min(self.channels) >= 1, "vision.channels must be two or more sizes", self.channels)
+        _require(
+            len(self.channels) >= 2 and min(self.channels) >= 1, "vision.channels must be two or more sizes", self.channels
+        )
         _require(len(self.pools) == len(self.channels), "vision.pools must be as long as vision.channels", self.pools)
         _require(self.depth >= 0, "vision.depth must be >= 0", self.depth)
         _require(

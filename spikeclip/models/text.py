@@ -26,10 +26,13 @@ class SpikingTextEncoder(nn.Module):
         self.positional_embedding = nn.Parameter(
             torch.zeros(config.context_length, config.embedding_width), requires_grad=False
         )
-        neuron = dict(
-            tau=lif.tau, v_threshold=lif.v_threshold, v_reset=lif.v_reset, surrogate_function=lif.surrogate,
-            detach_reset=lif.detach_reset,
-        )  # fmt: skip
+        neuron = {
+            "tau": lif.tau,
+            "v_threshold": lif.v_threshold,
+            "v_reset": lif.v_reset,
+            "surrogate_function": lif.surrogate,
+            "detach_reset": lif.detach_reset,
+        }
         self.norm1 = nn.BatchNorm1d(flat) if config.norm else nn.Identity()
         self.encode = DirectEncoding(T)
         self.lif1 = LIF(**neuron)
@@ -58,7 +61,7 @@ class SpikingTextEncoder(nn.Module):
         if tokens.is_floating_point() or tokens.dtype == torch.bool:
             raise ValueError(f"tokens must be integers; got {tokens.dtype}")
         vocabulary = self.token_embedding.num_embeddings
-        if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < vocabulary):
+        if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocabulary):
             raise ValueError(
                 f"tokens must lie in 0..{vocabulary - 1}, this model's vocabulary; got {int(tokens.min())}..{int(tokens.max())}"
             )

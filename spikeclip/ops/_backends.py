@@ -1,4 +1,7 @@
-"""The table of backends and the choice between them: the only place that reads the environment."""
+"""The table of backends and the choice between them: the only place that reads the environment.
+
+``SPIKECLIP_CPU_ISA`` (baseline, avx2, avx512) forces the C++ extension's instruction set; ``TRITON_INTERPRET=1`` is Triton's.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,10 @@ def _triton_missing() -> str | None:
 def _load_cpu() -> object:
     from ._native import Native
 
-    return Native(importlib.import_module("spikeclip._cpu"), lambda x: torch.get_num_threads())
+    extension = importlib.import_module("spikeclip._cpu")
+    if forced := os.environ.get("SPIKECLIP_CPU_ISA"):
+        extension.set_isa(forced)
+    return Native(extension, lambda x: torch.get_num_threads())
 
 
 def _load_cuda() -> object:
@@ -127,6 +133,24 @@ def chosen(backend: str, device: str, dtype: torch.dtype) -> str:
 def functions(backend: str, device: str, dtype: torch.dtype):
     """The object that holds ``lif_fwd`` and ``lif_bwd`` for this choice."""
     return BACKENDS[chosen(backend, device, dtype)].load()
+
+
+def built() -> list[str]:
+    """What is compiled into this installation, a line each."""
+    if (reason := _extension_missing("_cpu")) is None:
+        extension = importlib.import_module("spikeclip._cpu")
+        cpu = f"instruction set {extension.isa()} of {', '.join(extension.isas())}, {torch.get_num_threads()} threads"
+    if (no_cuda := _extension_missing("_cuda")) is None:
+        archs = importlib.import_module("spikeclip._cuda").archs().replace(";", ", ")
+    triton = "not installed"
+    if importlib.util.find_spec("triton") is not None:
+        triton = importlib.import_module("triton").__version__
+    return [
+        f"C++ extension: {reason or cpu}",
+        f"CUDA extension: {no_cuda or 'compiled for ' + archs}",
+        f"triton: {triton}",
+        f"CUDA device: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}",
+    ]
 
 
 def describe() -> list[SimpleNamespace]:

@@ -46,14 +46,14 @@ class Native:
             )  # fmt: skip
         return spikes, v_last
 
-    def lif_bwd(
-        self, ds, dv_last, x, v0, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha
-    ):
+    def lif_bwd(self, ds, dv_last, x, v0, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha):
         steps = x.shape[0]
         learn_tau = isinstance(tau, Tensor)
         dx = torch.empty_like(x)
-        dv0 = torch.empty_like(x[0] if v0 is None else v0, dtype=torch.float32) if v0 is not None else x.new_empty(
-            0, dtype=torch.float32
+        dv0 = (
+            torch.empty_like(x[0] if v0 is None else v0, dtype=torch.float32)
+            if v0 is not None
+            else x.new_empty(0, dtype=torch.float32)
         )
         n = x.numel() // steps
         partial = x.new_zeros(self._ext.tau_partials(n) if learn_tau else 0, dtype=torch.float64)

@@ -90,9 +90,7 @@ def lif(
     x = _time_major(x)
     if v0 is not None:
         v0 = _laid_out_as(v0.to(_state_dtype(x)), x[0])
-    return _lif_fwd(
-        x, v0, tau, tau_tensor, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, None, backend
-    )
+    return _lif_fwd(x, v0, tau, tau_tensor, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, None, backend)
 
 
 def _state_dtype(x: Tensor) -> torch.dtype:
@@ -174,9 +172,7 @@ def _bwd(ds, dv_last, x, v0, tau, tau_tensor, v_threshold, v_reset, decay_input,
     if dv_last is not None:
         dv_last = _laid_out_as(dv_last, x[0])
     tau = tau if tau_tensor is None else tau_tensor
-    return backend.lif_bwd(
-        ds, dv_last, x, v0, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha
-    )
+    return backend.lif_bwd(ds, dv_last, x, v0, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
 
 
 def _fwd_fake(x, *args):

@@ -38,6 +38,4 @@ _FORMULAS: tuple[tuple[str, float, Callable[[Tensor, float], Tensor]], ...] = (
     ("triangle", 1.0, lambda u, a: (1.0 - a * u.abs()).clamp_min(0.0)),
 )
 
-SURROGATES: dict[str, Surrogate] = {
-    name: Surrogate(index, alpha, grad) for index, (name, alpha, grad) in enumerate(_FORMULAS)
-}
+SURROGATES: dict[str, Surrogate] = {name: Surrogate(index, alpha, grad) for index, (name, alpha, grad) in enumerate(_FORMULAS)}

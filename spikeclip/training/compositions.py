@@ -79,12 +79,8 @@ def render(n: int, *, seed: int, classes: tuple[int, ...] = SEEN, style: str = "
     g = torch.Generator().manual_seed(seed)
     order = torch.randperm(n, generator=g) % len(classes)
     labels = torch.tensor(classes)[order]
-    texture, size, background = (
-        torch.randint(len(options), (n,), generator=g) for options in (TEXTURES, SIZES, BACKGROUNDS)
-    )
-    chunks = [
-        _draw(labels[i], texture[i], size[i], background[i], style, g) for i in torch.arange(n).split(512)
-    ]
+    texture, size, background = (torch.randint(len(options), (n,), generator=g) for options in (TEXTURES, SIZES, BACKGROUNDS))
+    chunks = [_draw(labels[i], texture[i], size[i], background[i], style, g) for i in torch.arange(n).split(512)]
     captions = [
         f"a {style} of a {SIZES[s]} {TEXTURES[t]} {LABELS[y]} on a {BACKGROUNDS[b]} background"
         for y, t, s, b in zip(labels.tolist(), texture.tolist(), size.tolist(), background.tolist(), strict=True)

@@ -36,13 +36,25 @@ class ImageTextData(Dataset):
 
 
 class Rendered(Dataset):
-    """Pictures of :mod:`compositions` in memory, 8 bits a value, yielding (image, label)."""
+    """Pictures of :mod:`compositions` in memory, 8 bits a value, yielding (image, label).
 
-    def __init__(self, n: int, *, seed: int, classes: tuple[int, ...] = compositions.SEEN, style: str = "photo"):
+    ``labels`` index all of ``compositions.LABELS``, or ``classes`` alone with ``relabel``.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        *,
+        seed: int,
+        classes: tuple[int, ...] = compositions.SEEN,
+        style: str = "photo",
+        relabel: bool = False,
+    ):
         drawn = compositions.render(n, seed=seed, classes=classes, style=style)
         self.pixels = (drawn.images * 255).round().to(torch.uint8)
         self.labels = drawn.labels
-        self.captions = drawn.captions
+        if relabel:
+            self.labels = torch.searchsorted(torch.tensor(classes), self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,7 +87,13 @@ DATASETS = (*_COMPOSED, *_TORCHVISION, "folder")
 
 
 def load(
-    name: str, root: str | Path | None = None, *, split: str = "train", image_size: int = 32, n: int | None = None, seed: int = 0
+    name: str,
+    root: str | Path | None = None,
+    *,
+    split: str = "train",
+    image_size: int = 32,
+    n: int | None = None,
+    seed: int = 0,
 ) -> ImageTextData:
     """An image set by name.
 
@@ -111,6 +129,17 @@ def load(
     if n is not None:
         whole = Subset(whole, range(min(n, len(whole))))
     return ImageTextData(whole, classes, templates)
+
+
+def open_image(path: str | Path, image_size: int) -> Tensor:
+    """One image file as float32 [3, image_size, image_size] in [0, 1]. Raises ValueError when it cannot be read."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            return _square(image_size)(file)
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"image must be a readable picture; {path}: {error}") from error
 
 
 def _square(image_size: int) -> Callable:
@@ -159,5 +188,9 @@ def _cut(whole: Dataset, split: str, seed: int, three_ways: bool) -> Dataset:
         return whole
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed)).tolist()
     tenth = max(1, int(len(whole) * VAL_FRACTION))
-    parts = {"val": order[:tenth], "test": order[tenth : 2 * tenth] if three_ways else [], "train": order[(1 + three_ways) * tenth :]}
+    parts = {
+        "val": order[:tenth],
+        "test": order[tenth : 2 * tenth] if three_ways else [],
+        "train": order[(1 + three_ways) * tenth :],
+    }
     return Subset(whole, parts[split])

@@ -84,11 +84,9 @@ def fit(
     Raises:
         ValueError: ``data`` smaller than one sample. RuntimeError: the loss is not finite (the log ends at that step).
     """
-    from accelerate import Accelerator
-
     if len(data) == 0:
         raise ValueError("data must hold at least one sample")
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=next(module.parameters()).device.type == "cpu")
+    accelerator = _accelerator(settings.mixed_precision, on_cpu=next(module.parameters()).device.type == "cpu")
     generator = torch.Generator().manual_seed(settings.seed)
     loader = DataLoader(data, min(settings.batch_size, len(data)), shuffle=True, drop_last=True, generator=generator)
     trainable = [p for p in module.parameters() if p.requires_grad]
@@ -107,7 +105,9 @@ def fit(
             with accelerator.autocast():
                 value, parts = loss(model, batch)
             if not torch.isfinite(value):
-                raise RuntimeError(f"{name}: the loss is {value.item()} at step {step}; lower the learning rate ({settings.lr})")
+                raise RuntimeError(
+                    f"{name}: the loss is {value.item()} at step {step}; lower the learning rate ({settings.lr})"
+                )
             optimizer.zero_grad()
             accelerator.backward(value)
             optimizer.step()
@@ -135,6 +135,15 @@ def fit(
     module.eval()
     history.seconds = time.perf_counter() - started
     return history
+
+
+def _accelerator(mixed_precision: str, on_cpu: bool):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # accelerate keeps one precision a process; stages may differ in theirs. Process groups are kept.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    return Accelerator(mixed_precision=mixed_precision, cpu=on_cpu)
 
 
 def _endless(loader: DataLoader, steps: int) -> Iterator:

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset, StackDataset, TensorDataset
 
 from ..models import SpikeCLIP, Teacher
 from ..zeroshot import class_vectors
-from .losses import alignment_loss, dual_loss
 from .loop import History, Settings, fit
+from .losses import alignment_loss, dual_loss
 
 # What the released scripts set (epochs there; steps follow from the size of the data).
 PAPER = {
@@ -44,7 +44,10 @@ def align_text(
     sentences = list(sentences)
     with torch.no_grad():
         target = torch.cat(
-            [teacher.encode_text(teacher.tokenizer(sentences[i : i + 512]), normalize=True) for i in range(0, len(sentences), 512)]
+            [
+                teacher.encode_text(teacher.tokenizer(sentences[i : i + 512]), normalize=True)
+                for i in range(0, len(sentences), 512)
+            ]
         )
     data = TensorDataset(model.tokenizer(sentences), target)
 

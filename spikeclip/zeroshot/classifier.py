@@ -29,7 +29,10 @@ def class_vectors(model, classes: Sequence[str], templates: Sequence[str] = DEFA
     prompts = [template.format(name) for name in classes for template in templates]
     device = next(model.parameters()).device
     features = torch.cat(
-        [model.encode_text(model.tokenizer(prompts[i : i + 512]).to(device), normalize=True) for i in range(0, len(prompts), 512)]
+        [
+            model.encode_text(model.tokenizer(prompts[i : i + 512]).to(device), normalize=True)
+            for i in range(0, len(prompts), 512)
+        ]
     )
     return F.normalize(features.unflatten(0, (len(classes), len(templates))).mean(1), dim=-1)
 

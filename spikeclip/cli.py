@@ -1,0 +1,265 @@
+"""The command line: ``spikeclip demo | align-text | align-image | finetune | eval | zeroshot | info``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+Out = Annotated[Path, tyro.conf.arg(help="folder to write into")]
+Precision = Literal["no", "bf16", "fp16"]
+_TEACHER = "open_clip architecture, a folder with open_clip_config.json, or the packaged spikeclip-demo-teacher"
+
+
+def demo(out: Out = Path("spikeclip-demo"), seed: int = 0) -> None:
+    """Train a small SpikeCLIP by the paper's recipe on embedded pictures and ask it zero-shot questions (about 5 minutes)."""
+    from .demo import run
+
+    run(out, seed=seed)
+
+
+def align_text(
+    out: Out,
+    model: str = "spikeclip-demo",
+    teacher: Annotated[str, tyro.conf.arg(help=_TEACHER)] = "spikeclip-demo-teacher",
+    pretrained: str | None = None,
+    sentences: Path | None = None,
+    steps: int = 150,
+    batch_size: int = 256,
+    lr: float = 2e-3,
+    lr_min: float = 0.0,
+    mixed_precision: Precision = "no",
+    seed: int = 0,
+) -> None:
+    """Stage 1a: align the text tower of a config or saved model to the teacher, on one sentence a line of --sentences.
+
+    Without --sentences, the captions of the embedded compositions. The paper: batch 1024, lr 5e-3 to 5e-4.
+    """
+    from .models import load_teacher
+    from .training import Settings
+    from .training import align_text as stage
+    from .training.compositions import caption_corpus
+
+    settings = Settings(steps, batch_size, lr, lr_min, seed=seed, mixed_precision=mixed_precision)
+    student, guide = _student(model), load_teacher(teacher, pretrained)
+    lines = caption_corpus() if sentences is None else [s for s in _text(sentences).splitlines() if s.strip()]
+    history = stage(student, guide, lines, settings, log=out / "align-text.jsonl", save=lambda: student.save_pretrained(out))
+    _report(history, out)
+
+
+def align_image(
+    model: str,
+    out: Out,
+    teacher: Annotated[str, tyro.conf.arg(help=_TEACHER)] = "spikeclip-demo-teacher",
+    pretrained: str | None = None,
+    data: str = "compositions",
+    root: Path | None = None,
+    steps: int = 1700,
+    batch_size: int = 64,
+    lr: float = 3e-3,
+    lr_min: float = 1e-4,
+    validate_every: int = 500,
+    mixed_precision: Precision = "no",
+    seed: int = 0,
+) -> None:
+    """Stage 1b: align the image tower of a saved model to the teacher. The paper: batch 196, lr 5e-3 to 5e-4."""
+    from .models import load_teacher
+    from .training import Settings
+    from .training import align_image as stage
+
+    settings = Settings(steps, batch_size, lr, lr_min, True, 0.0, validate_every, seed, mixed_precision)
+    student, guide = _student(model), load_teacher(teacher, pretrained)
+    train, validate = _splits(student, data, root, seed)
+    history = stage(
+        student,
+        guide,
+        train,
+        settings,
+        validate=validate,
+        log=out / "align-image.jsonl",
+        save=lambda: student.save_pretrained(out),
+    )
+    _report(history, out)
+
+
+def finetune(
+    model: str,
+    out: Out,
+    teacher: Annotated[str, tyro.conf.arg(help=_TEACHER)] = "spikeclip-demo-teacher",
+    pretrained: str | None = None,
+    data: str = "compositions-sketch",
+    root: Path | None = None,
+    kl_weight: float = 1.0,
+    temperature: float = 1.0,
+    adapt_steps: int = 150,
+    steps: int = 150,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    lr_min: float = 1e-5,
+    validate_every: int = 50,
+    mixed_precision: Precision = "no",
+    seed: int = 0,
+) -> None:
+    """Stage 2: fine-tune a saved model on a task with CE + kl_weight * KL to the teacher.
+
+    The teacher is adapted to the task first (--adapt-steps 0: not); --kl-weight 0 trains with cross-entropy alone.
+    """
+    from .models import load_teacher
+    from .training import Settings, adapt_teacher
+    from .training import finetune as stage
+
+    settings = Settings(steps, batch_size, lr, lr_min, True, 0.0, validate_every, seed, mixed_precision)
+    student, guide = _student(model), load_teacher(teacher, pretrained)
+    train, validate = _splits(student, data, root, seed)
+    if kl_weight == 0:
+        guide = None
+    elif adapt_steps:
+        adaption = Settings(adapt_steps, batch_size, 3e-4, seed=seed, mixed_precision=mixed_precision)
+        guide, _ = adapt_teacher(guide, train, train.classes, train.templates, adaption)
+    history = stage(
+        student,
+        guide,
+        train,
+        train.classes,
+        train.templates,
+        settings,
+        kl_weight=kl_weight,
+        temperature=temperature,
+        validate=validate,
+        log=out / "finetune.jsonl",
+        save=lambda: student.save_pretrained(out),
+    )
+    _report(history, out)
+
+
+def eval_(
+    model: str = "spikeclip-demo",
+    data: str = "compositions-unseen",
+    root: Path | None = None,
+    split: Literal["val", "test"] = "test",
+    per_class: bool = False,
+) -> None:
+    """Zero-shot accuracy of a saved model: top-1, top-5 and, with --per-class, every class."""
+    from .training.data import load
+    from .zeroshot import class_vectors, evaluate
+
+    student = _saved(model)
+    images = load(data, root, split=split, image_size=student.visual.image_size)
+    result = evaluate(student, images, class_vectors(student, images.classes, images.templates))
+    print(
+        f"{data} {split}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%} of {result.images} images, {len(images.classes)} labels"
+    )
+    if per_class:
+        for name, accuracy in zip(images.classes, result.per_class, strict=True):
+            print(f"  {name}: " + ("no images" if accuracy != accuracy else f"{accuracy:.1%}"))
+
+
+def zeroshot(
+    image: Annotated[list[Path], tyro.conf.arg(help="image files")],
+    labels: Annotated[str, tyro.conf.arg(help='candidates, separated by commas: "a, b, c"')],
+    model: str = "spikeclip-demo",
+    template: str = "a photo of a {}.",
+) -> None:
+    """Answer which of the labels each image shows, with probabilities."""
+    import torch
+
+    from .training.data import open_image
+    from .zeroshot import class_vectors, classify
+
+    candidates = [label.strip() for label in labels.split(",") if label.strip()]
+    if len(candidates) < 2:
+        raise ValueError(f'labels must name at least two candidates, as in "a, b"; got {labels!r}')
+    student = _saved(model)
+    for label in candidates:
+        if unknown := student.tokenizer.unknown_words(label):
+            print(f"note: {model} does not know the words {', '.join(unknown)} of {label!r}", file=sys.stderr)
+    images = torch.stack([open_image(path, student.visual.image_size) for path in image])
+    chances = classify(student, images, class_vectors(student, candidates, [template]))
+    for path, row in zip(image, chances, strict=True):
+        ranked = sorted(zip(row.tolist(), candidates, strict=True), reverse=True)
+        print(f"{path}: " + ", ".join(f"{label} {chance:.1%}" for chance, label in ranked))
+
+
+def info() -> None:
+    """Versions, what is built, which backend each op takes on each device, and why not the others."""
+    import platform
+
+    import torch
+
+    from . import __version__
+    from .ops import _backends
+
+    print(f"spikeclip {__version__}, python {platform.python_version()}, torch {torch.__version__}")
+    for line in _backends.built():
+        print(line)
+    for row in _backends.describe():
+        print(f"{row.op} on {row.device}: {'auto takes ' + row.auto if row.auto else 'no such device here'}")
+        for name, reason in row.reasons.items():
+            print(f"  {name}: {reason or 'available'}")
+
+
+def _saved(model: str):
+    from .models import SpikeCLIP
+
+    return SpikeCLIP.from_pretrained(model)
+
+
+def _student(model: str):
+    """An untrained model when ``model`` names a config, a saved one when it is a folder."""
+    from .models import SpikeCLIP
+    from .models.config import available
+
+    return SpikeCLIP.from_config(model) if model in available() or model.endswith(".json") else _saved(model)
+
+
+def _splits(student, data: str, root: Path | None, seed: int):
+    from .training.data import load
+    from .zeroshot import class_vectors, evaluate
+
+    size = student.visual.image_size
+    train, val = (load(data, root, split=split, image_size=size, seed=seed) for split in ("train", "val"))
+    vectors = class_vectors(student.eval(), val.classes, val.templates)
+    return train, lambda: evaluate(student, val, vectors).top1
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"sentences must be a readable text file; {path}: {error}") from error
+
+
+def _report(history, out: Path) -> None:
+    best = "" if history.best is None else f", best validation top-1 {history.best:.2%}"
+    print(f"{len(history.losses)} steps in {history.seconds:.0f} s, loss {history.losses[-1]:.4f}{best}; saved in {out}")
+    if history.silent_layers:
+        print(f"warning: not one neuron fired at the start in {', '.join(history.silent_layers)}", file=sys.stderr)
+
+
+VERBS = {
+    "demo": demo,
+    "align-text": align_text,
+    "align-image": align_image,
+    "finetune": finetune,
+    "eval": eval_,
+    "zeroshot": zeroshot,
+    "info": info,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one verb; bad input or a full disk ends with one line and exit code 2, Ctrl-C with 130."""
+    from .memory import keep_memory
+
+    keep_memory()
+    try:
+        tyro.extras.subcommand_cli_from_dict(VERBS, prog="spikeclip", args=arguments)
+    except (ValueError, RuntimeError, OSError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"spikeclip: {message}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("spikeclip: interrupted; what had been saved is whole", file=sys.stderr)
+        sys.exit(130)
