@@ -79,6 +79,7 @@ def _bwd(
     stride = n.to(tl.int64)
     if TAU_TENSOR:
         tau = tl.load(tau_ptr)
+    inverse = 1.0 / tau
     if HAS_V0:
         start = tl.load(v0_ptr + at, mask=mask, other=0.0)
     else:
@@ -123,7 +124,7 @@ def _bwd(
             dh = step_grad(h, ds, dv, v_threshold, v_reset, alpha, KIND, SOFT_RESET, DETACH_RESET)
             if TAU_TENSOR:
                 dtau += dh * charge_grad_tau(v, x, tau, v_reset, DECAY_INPUT)
-            through = dh / tau
+            through = dh * inverse
             if DECAY_INPUT:
                 dx = through
             else:

@@ -148,9 +148,8 @@ def eval_(
     student = _saved(model)
     images = load(data, root, split=split, image_size=student.visual.image_size)
     result = evaluate(student, images, class_vectors(student, images.classes, images.templates))
-    print(
-        f"{data} {split}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%} of {result.images} images, {len(images.classes)} labels"
-    )
+    scores = f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%}"
+    print(f"{data} {split}: {scores} of {result.images} images, {len(images.classes)} labels")
     if per_class:
         for name, accuracy in zip(images.classes, result.per_class, strict=True):
             print(f"  {name}: " + ("no images" if accuracy != accuracy else f"{accuracy:.1%}"))

@@ -23,7 +23,8 @@ class Settings:
     """How a stage is trained; the paper's optimizer is Adam with amsgrad, no weight decay, cosine from ``lr`` to ``lr_min``.
 
     Args:
-        steps: optimizer steps. batch_size: samples a step and process. lr, lr_min: learning rates. amsgrad, weight_decay: Adam's.
+        steps: optimizer steps. batch_size: samples a step and process. lr, lr_min: learning rates.
+        amsgrad, weight_decay: Adam's.
         validate_every: steps between validations (0: only at the end). seed: of the order of samples.
         mixed_precision: accelerate's ``no``, ``bf16`` or ``fp16``.
 
@@ -161,8 +162,12 @@ def _progress(name: str, steps: int, shown: bool):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
-    )  # fmt: skip
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+    )
     with Progress(*columns, disable=not shown) as progress:
         task = progress.add_task(name, total=steps, loss=math.nan)
         yield lambda loss: progress.update(task, advance=1, loss=loss)

@@ -70,7 +70,7 @@ def align_image(
 ) -> History:
     """Stage 1b: train ``model.visual`` so that its features of the images point where the teacher's do (1 - cos).
 
-    ``data`` yields (image, ...); labels are not used. The teacher runs over it once and its features are kept, E floats an image.
+    ``data`` yields (image, ...); labels are not used. The teacher runs over it once, and its E features an image are kept.
     """
     paired = StackDataset(data, image_features(teacher, data))
 
@@ -122,8 +122,9 @@ def finetune(
 
     Args:
         data: yields (image, label), labels indexing ``classes``. templates: prompts of the class vectors.
-        replay: images of the alignment stage with the features to keep, (image, feature): an alignment term on as many of them
-            as there are task images in a batch, times ``replay_weight``, so that what was aligned is not forgotten. Not in the paper.
+        replay: images of the alignment stage with the features to keep, (image, feature): an alignment term on as many of
+            them as there are task images in a batch, times ``replay_weight``, so that what was aligned is not forgotten. Not
+            in the paper.
         validate, log, save: see :func:`fit`.
     """
     if kl_weight < 0 or temperature <= 0 or replay_weight < 0:
