@@ -15,12 +15,7 @@ from spikeclip.ops.surrogate import SURROGATES
 from ._step import charge, charge_grad_tau, reset, step_grad
 
 SEGMENT = 8  # steps recomputed at a time; >= 2, as a 16-bit dx parks a membrane in two steps' slots
-
-
-def launch_settings(n: int) -> dict:
-    """Neurons per program and warps: enough programs to fill a GPU, 4 elements a thread where n allows it."""
-    block = 512 if n >= 1 << 17 else 128
-    return {"BLOCK": block, "num_warps": block // 128}
+LAUNCH = {"BLOCK": 256, "num_warps": 4}  # 2 neurons a thread: with 4, the slow path of the exact division spills registers
 
 
 @triton.jit
@@ -147,13 +142,12 @@ def lif_fwd(x, v0, tau, v_threshold, v_reset, decay_input, spike_dtype):
     v_last = torch.empty_like(x[0], dtype=torch.float32)
     n = v_last.numel()
     if n:
-        settings = launch_settings(n)
         tau_tensor, tau_value, v_reset_value = _constants(tau, v_reset, x)
         with torch.cuda.device(x.device if x.is_cuda else -1):
-            _fwd[(triton.cdiv(n, settings["BLOCK"]),)](
+            _fwd[(triton.cdiv(n, LAUNCH["BLOCK"]),)](
                 x, x if v0 is None else v0, spikes, v_last, tau_tensor, x.shape[0], n, tau_value, v_threshold, v_reset_value,
                 HAS_V0=v0 is not None, TAU_TENSOR=isinstance(tau, Tensor), DECAY_INPUT=decay_input, SOFT_RESET=v_reset is None,
-                enable_fp_fusion=False, **settings,
+                enable_fp_fusion=False, **LAUNCH,
             )  # fmt: skip
     return spikes, v_last
 
@@ -165,8 +159,7 @@ def lif_bwd(ds, dv_last, x, v0, tau, v_threshold, v_reset, decay_input, detach_r
     dv0 = none if v0 is None else torch.empty_like(x[0], dtype=torch.float32)
     steps = x.shape[0]
     n = x.numel() // steps
-    settings = launch_settings(n)
-    programs = triton.cdiv(n, settings["BLOCK"])
+    programs = triton.cdiv(n, LAUNCH["BLOCK"])
     partial = x.new_empty(programs if learn_tau else 0, dtype=torch.float64)
     if n:
         tau_tensor, tau_value, v_reset_value = _constants(tau, v_reset, x)
@@ -179,6 +172,6 @@ def lif_bwd(ds, dv_last, x, v0, tau, v_threshold, v_reset, decay_input, detach_r
                 HAS_DS=ds is not None, HAS_DV=dv_last is not None, HAS_V0=v0 is not None, TAU_TENSOR=learn_tau,
                 DECAY_INPUT=decay_input, SOFT_RESET=v_reset is None, DETACH_RESET=detach_reset,
                 KIND=SURROGATES[surrogate].index, WIDE=wide, LONG=steps > SEGMENT, SEGMENT=SEGMENT,
-                enable_fp_fusion=False, **settings,
+                enable_fp_fusion=False, **LAUNCH,
             )  # fmt: skip
     return dx, dv0, partial.sum().to(torch.float32) if learn_tau else none

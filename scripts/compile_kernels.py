@@ -20,7 +20,7 @@ from spikeclip.kernels import lif
 from spikeclip.ops.surrogate import SURROGATES
 
 DTYPES = ("fp32", "fp16", "bf16")
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+OPTIONS = {"num_warps": lif.LAUNCH["num_warps"], "enable_fp_fusion": False}
 
 
 def forward_variants():
@@ -29,7 +29,7 @@ def forward_variants():
         signature |= dict.fromkeys(("v0_ptr", "v_last_ptr", "tau_ptr"), "*fp32") | {"steps": "i32", "n": "i32"}
         signature |= dict.fromkeys(("tau", "v_threshold", "v_reset"), "fp32")
         constants = {"HAS_V0": bool(learnt), "TAU_TENSOR": bool(learnt), "DECAY_INPUT": bool(decay), "SOFT_RESET": bool(soft)}
-        yield f"fwd {dtype} tau_tensor={learnt} decay={decay} soft={soft}", lif._fwd, signature, {**constants, "BLOCK": 512}
+        yield f"fwd {dtype} tau_tensor={learnt} decay={decay} soft={soft}", lif._fwd, signature, {**constants, "BLOCK": lif.LAUNCH["BLOCK"]}
 
 
 def backward_variants():
@@ -44,7 +44,7 @@ def backward_variants():
         constants = {
             "HAS_DS": True, "HAS_DV": bool(learnt), "HAS_V0": bool(learnt), "TAU_TENSOR": bool(learnt),
             "DECAY_INPUT": bool(decay), "SOFT_RESET": bool(soft), "DETACH_RESET": bool(detach), "KIND": kind, "WIDE": wide,
-            "LONG": bool(long), "SEGMENT": lif.SEGMENT, "BLOCK": 512,
+            "LONG": bool(long), "SEGMENT": lif.SEGMENT, "BLOCK": lif.LAUNCH["BLOCK"],
         }  # fmt: skip
         yield f"bwd {dtype} {name} tau_tensor={learnt} decay={decay} soft={soft} long={long}", lif._bwd, signature, constants
 
