@@ -24,6 +24,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
+DEFAULT_ARCHS = "80;90a"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 # -ffp-contract=off: no fused multiply-add, so that spikes equal those of plain torch.
@@ -72,7 +73,7 @@ def nvcc() -> str | None:
 
 
 def gencode() -> list[str]:
-    archs = os.environ.get("SPIKECLIP_CUDA_ARCHS", "80;90a").replace(",", ";").split(";")
+    archs = os.environ.get("SPIKECLIP_CUDA_ARCHS", DEFAULT_ARCHS).replace(",", ";").split(";")
     flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
     lowest = min(archs, key=lambda a: int(a.rstrip("af")))
     return [*flags, f"-gencode=arch=compute_{lowest},code=compute_{lowest}"]
@@ -131,8 +132,7 @@ class NinjaBuild(build_ext):
         else:
             compiler = nvcc()
             link = [compiler, "-shared -cudart static"]
-            jobs[0][2].append("-I" + str(Path(compiler).resolve().parent.parent / "include"))
-            jobs[0][2].append(f'-DSPIKECLIP_CUDA_ARCHS=\\"{os.environ.get("SPIKECLIP_CUDA_ARCHS", "80;90a")}\\"')
+            jobs[0][2].append(f'-DSPIKECLIP_CUDA_ARCHS="{os.environ.get("SPIKECLIP_CUDA_ARCHS", DEFAULT_ARCHS)}"')
             jobs += [(s, compiler, [*NVCC_FLAGS, *gencode()], f"{s.stem}.cuda") for s in sorted(CSRC.glob("cuda/*.cu"))]
         lines, objects = [], []
         for source, compiler, flags, stem in jobs:

@@ -108,8 +108,8 @@ SPIKECLIP_HD float surrogate_grad(float u, float alpha) {
   } else if constexpr (kind == Surrogate::piecewise_exp) {
     return 0.5f * alpha * exp_nonpositive(-alpha * a);
   } else if constexpr (kind == Surrogate::soft_sign) {
-    const float d = 1.0f + a / alpha;
-    return 0.5f / (alpha * d * d);
+    const float d = 1.0f + alpha * a;
+    return 0.5f * alpha / (d * d);
   } else if constexpr (kind == Surrogate::super_spike) {
     const float d = 1.0f + a;
     return alpha / (d * d);

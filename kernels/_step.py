@@ -40,8 +40,8 @@ def surrogate_grad(u, alpha, KIND: tl.constexpr):
     elif KIND == 3:  # piecewise_exp
         return 0.5 * alpha * tl.exp(-alpha * a)
     elif KIND == 4:  # soft_sign
-        d = 1.0 + a / alpha
-        return 0.5 / (alpha * d * d)
+        d = 1.0 + alpha * a
+        return 0.5 * alpha / (d * d)
     elif KIND == 5:  # super_spike
         d = 1.0 + a
         return alpha / (d * d)

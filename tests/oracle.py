@@ -29,7 +29,7 @@ def surrogate_gradient(name: str, alpha: float):
         "atan": lambda u: alpha / 2 / (1 + (math.pi / 2 * alpha * u) ** 2),
         "piecewise_quadratic": lambda u: torch.where(u.abs() <= 1 / alpha, alpha - alpha**2 * u.abs(), 0.0),
         "piecewise_exp": lambda u: alpha / 2 * torch.exp(-alpha * u.abs()),
-        "soft_sign": lambda u: 1 / (2 * alpha * (1 + (u / alpha).abs()) ** 2),
+        "soft_sign": lambda u: alpha / 2 / (1 + (alpha * u).abs()) ** 2,
         "super_spike": lambda u: alpha / (1 + u.abs()) ** 2,
         "erf": lambda u: alpha / math.sqrt(math.pi) * torch.exp(-(alpha**2) * u**2),
         "triangle": lambda u: torch.where(u.abs() < 1 / alpha, 1 - alpha * u.abs(), 0.0),

@@ -4,6 +4,9 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <stdexcept>
+#include <string>
+
 #include "lif.cuh"
 
 namespace spikeclip {
@@ -238,14 +241,20 @@ cudaError_t by_dtype(const Call& c, Dtype x, Dtype other, cudaStream_t stream) {
   return cudaErrorInvalidValue;
 }
 
+void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
 }  // namespace
 
 int64_t tau_partials(int64_t n) { return (n + kThreads - 1) / kThreads; }
 
-cudaError_t lif_forward(const LifForward& c, cudaStream_t stream) { return by_dtype(c, c.x_dtype, c.spike_dtype, stream); }
+void lif_forward(const LifForward& c, void* stream) {
+  check(by_dtype(c, c.x_dtype, c.spike_dtype, static_cast<cudaStream_t>(stream)));
+}
 
-cudaError_t lif_backward(const LifBackward& c, cudaStream_t stream) {
-  return by_dtype(c, c.x_dtype, c.ds == nullptr ? c.x_dtype : c.ds_dtype, stream);
+void lif_backward(const LifBackward& c, void* stream) {
+  check(by_dtype(c, c.x_dtype, c.ds == nullptr ? c.x_dtype : c.ds_dtype, static_cast<cudaStream_t>(stream)));
 }
 
 }  // namespace spikeclip

@@ -1,7 +1,6 @@
 // Multi-timestep LIF on CUDA: x, spikes, ds, dx are dense [T, n] blocks; v0, v_last, dv_last, dv0 are float32 [n].
 #pragma once
 
-#include <cuda_runtime.h>
 #include <stdint.h>
 
 #include "../lif_step.h"
@@ -37,7 +36,8 @@ struct LifBackward {
 };
 
 int64_t tau_partials(int64_t n);
-cudaError_t lif_forward(const LifForward& call, cudaStream_t stream);
-cudaError_t lif_backward(const LifBackward& call, cudaStream_t stream);
+// stream is a cudaStream_t; a launch that fails throws std::runtime_error.
+void lif_forward(const LifForward& call, void* stream);
+void lif_backward(const LifBackward& call, void* stream);
 
 }  // namespace spikeclip

@@ -32,7 +32,7 @@ _FORMULAS: tuple[tuple[str, float, Callable[[Tensor, float], Tensor]], ...] = (
     ("atan", 2.0, lambda u, a: 0.5 * a / (1.0 + (0.5 * math.pi * a * u) ** 2)),
     ("piecewise_quadratic", 1.0, lambda u, a: (a - a * a * u.abs()).clamp_min(0.0)),
     ("piecewise_exp", 1.0, lambda u, a: 0.5 * a * torch.exp(-a * u.abs())),
-    ("soft_sign", 2.0, lambda u, a: 0.5 / (a * (1.0 + u.abs() / a) ** 2)),
+    ("soft_sign", 2.0, lambda u, a: 0.5 * a / (1.0 + a * u.abs()) ** 2),
     ("super_spike", 1.0, lambda u, a: a / (1.0 + u.abs()) ** 2),
     ("erf", 2.0, lambda u, a: a / math.sqrt(math.pi) * torch.exp(-((a * u) ** 2))),
     ("triangle", 1.0, lambda u, a: (1.0 - a * u.abs()).clamp_min(0.0)),

@@ -131,16 +131,16 @@ def _draw(labels: Tensor, texture: Tensor, size: Tensor, background: Tensor, sty
     if style == "photo":
         alpha = inside.float() * torch.where(pattern, 0.45, 1.0)
     else:
-        edge = inside & ~_inside(shape, u * 1.45, v * 1.45)
-        alpha = torch.where(edge, 0.9, inside.float() * torch.where(pattern, 0.25, 0.1))
-        ground = 0.55 * ground + 0.3
+        edge = inside & ~_inside(shape, u * 1.6, v * 1.6)
+        alpha = torch.where(edge, 0.9, inside.float() * torch.where(pattern, 0.55, 0.4))
+        ground = 0.7 * ground + 0.2
     picture = paint[:, :, None] * alpha[:, None] + ground[:, :, None] * (1 - alpha[:, None])
     picture = F.avg_pool2d(picture.reshape(n, 3, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE), 2)
 
     light_x, light_y = (_uniform(n, -0.2, 0.2, g)[:, None, None, None] for _ in range(2))
     ramp = torch.linspace(-1, 1, IMAGE_SIZE)
     light = 1.0 + light_x * ramp + light_y * ramp[:, None]
-    noise = 0.03 if style == "photo" else 0.10
+    noise = 0.03 if style == "photo" else 0.08
     return (picture * light + noise * torch.randn(picture.shape, generator=g)).clamp(0, 1)
 
 

@@ -1,0 +1,175 @@
+import pytest
+import torch
+
+from spikeclip import SpikeCLIP, ops
+from spikeclip.energy import count
+from spikeclip.models import SpikeCLIPConfig, load_config
+from spikeclip.models.readout import StepReadout
+from spikeclip.models.vision import SpikingSelfAttention
+from spikeclip.nn import IF, LIF, FiringRates
+
+
+def trainable(module):
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def test_paper_model_has_the_papers_parameters():
+    model = SpikeCLIP.from_config("spikeclip-4-384")
+    assert trainable(model.visual) == 9_513_396
+    embeddings = sum(p.numel() for n, p in model.text.named_parameters() if "embedding" in n and p.requires_grad)
+    assert trainable(model.text) - embeddings == 22_022_660
+
+
+def test_paper_tower_counts_operations_and_neurons():
+    model = SpikeCLIP.from_config("spikeclip-4-384").eval()
+    images = torch.rand(1, 3, 32, 32)
+    neurons = {}
+    for name, module in model.visual.named_modules():
+        if isinstance(module, LIF):
+            module.register_forward_hook(lambda m, i, out, name=name: neurons.update({name: out[0].numel()}))
+    counted = count(model.visual, images)
+    assert sum(neurons.values()) == 1_204_224
+    assert round(counted.ann_macs / 1e5) == 9342
+
+
+def test_encoders_have_open_clips_interface():
+    model = SpikeCLIP.from_config("spikeclip-demo").eval()
+    images, tokens = torch.rand(3, 3, 32, 32), model.tokenizer(["a photo of a red star.", "a blue ring."])
+    with torch.no_grad():
+        image, text = model.encode_image(images), model.encode_text(tokens)
+        assert image.shape == (3, model.config.embed_dim) and text.shape == (2, model.config.embed_dim)
+        for plain, unit in ((image, model.encode_image(images, normalize=True)), (text, model.encode_text(tokens, normalize=True))):
+            torch.testing.assert_close(unit, plain / plain.norm(dim=-1, keepdim=True))
+        got = model(images, tokens)
+        torch.testing.assert_close(got[0].norm(dim=-1), torch.ones(3))
+        assert torch.equal(got[2], model.logit_scale.exp())
+        assert model(image=images)[1] is None
+        model.output_dict = True
+        assert set(model(images, tokens)) == {"image_features", "text_features", "logit_scale"}
+
+
+def test_open_clips_own_zero_shot_code_runs_on_it():
+    from open_clip import build_zero_shot_classifier
+
+    from spikeclip.zeroshot import class_vectors
+
+    model = SpikeCLIP.from_config("spikeclip-demo").eval()
+    names, templates = ["red star", "blue ring", "green bar"], ("a photo of a {}.", "a {}.")
+    theirs = build_zero_shot_classifier(model, model.tokenizer, names, templates, num_classes_per_batch=None)
+    torch.testing.assert_close(class_vectors(model, names, templates), theirs.T, rtol=1e-4, atol=1e-5)
+
+
+def test_both_attention_associations_are_equal_exactly():
+    config = load_config("spikeclip-demo")
+    attention = SpikingSelfAttention(config.vision, config.lif).eval()
+    heads = config.vision.num_heads
+    q, k, v = ((torch.rand(2, 3, heads, 50, config.vision.width // heads) < 0.3).float() for _ in range(3))
+    assert torch.equal((q @ k.transpose(-1, -2)) @ v, q @ (k.transpose(-1, -2) @ v))
+    few, many = torch.rand(4, 1, 8, 128).round(), torch.rand(4, 1, 200, 128).round()
+    assert attention(few).shape == few.shape and attention(many).shape == many.shape
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_tower_is_the_same_on_every_backend(training, monkeypatch):
+    model = SpikeCLIP.from_config("spikeclip-demo").visual.train(training)
+    images = torch.rand(4, 3, 32, 32)
+    results = []
+    for backend in ("cpu", "torch"):
+        for module in model.modules():
+            if isinstance(module, LIF):
+                module.backend = backend
+        model.zero_grad()
+        out = model(images)
+        out.square().sum().backward()
+        results.append((out.detach(), [p.grad.clone() for p in model.parameters()]))
+    (a, ga), (b, gb) = results
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    for one, two in zip(ga, gb, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4 * two.abs().max().item() + 1e-7)
+
+
+def test_every_layer_fires_and_every_parameter_learns():
+    model = SpikeCLIP.from_config("spikeclip-demo").visual.train()
+    with FiringRates(model) as watch:
+        model(torch.rand(8, 3, 32, 32)).square().sum().backward()
+    assert watch.silent() == [] and len(watch.rates()) == sum(isinstance(m, (LIF, IF)) for m in model.modules())
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_first_layers_run_once_as_if_they_ran_at_every_step():
+    """Training statistics and outputs equal those of a tower that convolves T copies."""
+    tokenizer = SpikeCLIP.from_config("spikeclip-demo").visual.tokenizer.train()
+    images = torch.rand(4, 3, 32, 32)
+    once = tokenizer.pools[0](tokenizer.norms[0](tokenizer.convs[0](images)))
+    tokenizer.norms[0].reset_running_stats()
+    copies = tokenizer.pools[0](tokenizer.norms[0](tokenizer.convs[0](tokenizer.encode(images).flatten(0, 1))))
+    torch.testing.assert_close(copies.unflatten(0, (-1, 4)), once.expand(tokenizer.encode.T, *once.shape), rtol=1e-4, atol=1e-5)
+
+
+def test_readout_starts_at_the_papers_weights_and_is_no_softmax():
+    readout = StepReadout(4)
+    torch.testing.assert_close(readout.weight.detach().exp(), torch.tensor([0.1, 0.2, 0.4, 0.8]))
+    x = torch.randn(4, 2, 3)
+    torch.testing.assert_close(readout(x), (readout.weight.view(4, 1, 1) * x).sum(0))
+
+
+def test_text_tower_equals_its_equations():
+    model = SpikeCLIP.from_config("spikeclip-demo").text.eval()
+    tokens = torch.randint(0, model.token_embedding.num_embeddings, (5, model.context_length))
+    with torch.no_grad():
+        x = (model.token_embedding.weight[tokens] + model.positional_embedding).reshape(5, -1)
+        current = model.norm1(x).expand(4, -1, -1)
+        spikes, _ = ops.lif(current, tau=2.0, backend="torch")
+        hidden = model.fc1(spikes)
+        hidden = model.norm2(hidden.reshape(20, -1)).reshape(hidden.shape)
+        spikes, _ = ops.lif(hidden, tau=2.0, backend="torch")
+        want = (model.readout.weight.view(4, 1, 1) * model.fc2(spikes)).sum(0)
+        torch.testing.assert_close(model(tokens), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(3, 32, 32), r"images must have shape \[B, 3, 32, 32\]; got \[3, 32, 32\]"),
+        (torch.rand(1, 3, 16, 16), r"images must have shape"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "images must be floating.*torch.uint8"),
+    ],
+)
+def test_bad_images(images, message):
+    with pytest.raises(ValueError, match=message):
+        SpikeCLIP.from_config("spikeclip-demo").encode_image(images)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (torch.zeros(2, 5, dtype=torch.long), r"tokens must have shape \[B, 20\]; got \[2, 5\]"),
+        (torch.zeros(2, 20), "tokens must be integers; got torch.float32"),
+        (torch.full((1, 20), 49_000), r"tokens must lie in 0\.\..*got 49000"),
+    ],
+)
+def test_bad_tokens(tokens, message):
+    with pytest.raises(ValueError, match=message):
+        SpikeCLIP.from_config("spikeclip-demo").encode_text(tokens)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"T": 0}, "T must be >= 1; got 0"),
+        ({"depth": 3}, "config has unknown settings depth; known are embed_dim"),
+        ({"text": {"context_length": 20}}, "text is incomplete"),
+        ({"vision": 7}, "vision must be a table of settings; got 7"),
+    ],
+)
+def test_bad_config(change, message):
+    import dataclasses
+
+    values = dataclasses.asdict(load_config("spikeclip-demo"))
+    with pytest.raises(ValueError, match=message):
+        SpikeCLIPConfig.from_dict({**values, **change})
+
+
+def test_unknown_config_lists_the_known():
+    with pytest.raises(ValueError, match=r"config must be one of spikeclip-4-384, spikeclip-demo, or a JSON file; got 'vit'"):
+        load_config("vit")
