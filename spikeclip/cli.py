@@ -93,7 +93,7 @@ def finetune(
     root: Path | None = None,
     kl_weight: float = 1.0,
     temperature: float = 1.0,
-    adapt_steps: int = 150,
+    adapt_steps: int = 300,
     steps: int = 150,
     batch_size: int = 64,
     lr: float = 1e-3,
@@ -116,7 +116,7 @@ def finetune(
     if kl_weight == 0:
         guide = None
     elif adapt_steps:
-        adaption = Settings(adapt_steps, batch_size, 3e-4, seed=seed, mixed_precision=mixed_precision)
+        adaption = Settings(adapt_steps, batch_size, 1e-3, seed=seed, mixed_precision=mixed_precision)
         guide, _ = adapt_teacher(guide, train, train.classes, train.templates, adaption)
     history = stage(
         student,

@@ -31,7 +31,7 @@ class Plan:
     test_images: int = 2_000
     text: Settings = Settings(steps=150, batch_size=256, lr=2e-3)
     image: Settings = Settings(steps=1_700, batch_size=64, lr=3e-3, lr_min=1e-4, validate_every=425)
-    adapt: Settings = Settings(steps=150, batch_size=64, lr=3e-4)
+    adapt: Settings = Settings(steps=300, batch_size=64, lr=1e-3)
     finetune: Settings = Settings(steps=150, batch_size=64, lr=1e-3, lr_min=1e-5, validate_every=75)
 
 
@@ -108,6 +108,7 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0) -> dict[str, float]:
             TEMPLATES,
             fast(plan.finetune),
             replay=replay,
+            replay_weight=10.0,
             validate=lambda model=model: evaluate(model, task_val, vectors[list(SEEN)]).top1,
             log=out / f"finetune-{'ce-kl' if guide else 'ce'}.jsonl",
         )

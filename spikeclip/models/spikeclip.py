@@ -1,10 +1,13 @@
 """SpikeCLIP (arXiv 2310.06488): a spiking image tower and a spiking text tower in one feature space, with open_clip's face."""
 
 # No `from __future__ import annotations` here: the Hub mixin reads the config's type from __init__'s signature.
+import contextlib
+import io
 import math
 import os
 import shutil
 import tempfile
+import textwrap
 from pathlib import Path
 
 import torch
@@ -91,7 +94,12 @@ class SpikeCLIP(
             if not (Path(source) / name).is_file():
                 raise ValueError(f"{source} is not a saved SpikeCLIP: it has no {name}")
         try:
-            return super().from_pretrained(source, **kwargs).eval()
+            with contextlib.redirect_stdout(io.StringIO()):  # the mixin prints what it does
+                return super().from_pretrained(source, **{"strict": True, **kwargs}).eval()
         except Exception as error:  # safetensors, json, torch and the Hub each raise their own kinds
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = textwrap.shorten(str(error), 300) or type(error).__name__
             raise ValueError(f"{source} could not be loaded as a SpikeCLIP: {reason}") from error
+
+    @classmethod
+    def _load_as_pickle(cls, model, model_file, map_location, strict):
+        raise ValueError("it has no model.safetensors, and pickled weights are never read")

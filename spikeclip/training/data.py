@@ -70,7 +70,7 @@ _COMPOSED = {
     "compositions-sketch": ("sketch", compositions.SEEN),
     "compositions-sketch-unseen": ("sketch", compositions.UNSEEN),
 }
-_SIZES = {"train": (16_000, 1_000), "val": (1_000, 2_000), "test": (2_000, 3_000)}
+_SIZES = {"train": (32_000, 1_000), "val": (1_000, 2_000), "test": (2_000, 3_000)}
 _TORCHVISION = {
     "cifar10": ("CIFAR10", lambda s: {"train": s != "test"}, ("a photo of a {}.", "a blurry photo of a {}.")),
     "cifar100": ("CIFAR100", lambda s: {"train": s != "test"}, ("a photo of a {}.", "a blurry photo of a {}.")),

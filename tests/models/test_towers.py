@@ -7,6 +7,7 @@ from spikeclip.models import SpikeCLIPConfig, load_config
 from spikeclip.models.readout import StepReadout
 from spikeclip.models.vision import SpikingSelfAttention
 from spikeclip.nn import IF, LIF, FiringRates
+from spikeclip.training.compositions import render
 
 
 def trainable(module):
@@ -29,7 +30,10 @@ def test_paper_tower_counts_operations_and_neurons():
             module.register_forward_hook(lambda m, i, out, name=name: neurons.update({name: out[0].numel()}))
     counted = count(model.visual, images)
     assert sum(neurons.values()) == 1_204_224
-    assert round(counted.ann_macs / 1e5) == 9342
+    # The paper's (q k^T) v over 64 tokens costs 934.2 M MAC; q (k^T v) with heads of 48 is cheaper and is what runs.
+    heads, tokens, width = model.config.vision.num_heads, 64, 384
+    saved = 4 * 2 * tokens * width * (tokens - width // heads)
+    assert counted.ann_macs == 931_086_336 and round((counted.ann_macs + saved) / 1e5) == 9342
 
 
 def test_encoders_have_open_clips_interface():
@@ -70,7 +74,7 @@ def test_both_attention_associations_are_equal_exactly():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_tower_is_the_same_on_every_backend(training, monkeypatch):
+def test_tower_is_the_same_on_every_backend(training):
     model = SpikeCLIP.from_config("spikeclip-demo").visual.train(training)
     images = torch.rand(4, 3, 32, 32)
     results = []
@@ -84,14 +88,15 @@ def test_tower_is_the_same_on_every_backend(training, monkeypatch):
         results.append((out.detach(), [p.grad.clone() for p in model.parameters()]))
     (a, ga), (b, gb) = results
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    largest = max(g.abs().max().item() for g in gb)  # biases before a BatchNorm have no gradient but rounding
     for one, two in zip(ga, gb, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4 * two.abs().max().item() + 1e-7)
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4 * largest)
 
 
 def test_every_layer_fires_and_every_parameter_learns():
     model = SpikeCLIP.from_config("spikeclip-demo").visual.train()
     with FiringRates(model) as watch:
-        model(torch.rand(8, 3, 32, 32)).square().sum().backward()
+        model(render(64, seed=0).images).square().sum().backward()
     assert watch.silent() == [] and len(watch.rates()) == sum(isinstance(m, (LIF, IF)) for m in model.modules())
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
