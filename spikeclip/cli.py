@@ -109,7 +109,9 @@ def finetune(
     from .models import load_teacher
     from .training import Settings, adapt_teacher
     from .training import finetune as stage
+    from .training.recipe import check_weights
 
+    check_weights(kl_weight, temperature)
     settings = Settings(steps, batch_size, lr, lr_min, True, 0.0, validate_every, seed, mixed_precision)
     student, guide = _student(model), load_teacher(teacher, pretrained)
     train, validate = _splits(student, data, root, seed)

@@ -116,7 +116,7 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0) -> dict[str, float]:
     final, after = tuned["CE + KL"]
     after_ce = tuned["CE alone"][1]
 
-    sample = torch.stack([tests["seen"][i][0] for i in range(256)])
+    sample = torch.stack([tests["seen"][i][0] for i in range(min(256, plan.test_images))])
     with FiringRates(final.visual) as watch, torch.no_grad():
         final.eval().visual(sample)
     rates = watch.rates()

@@ -137,7 +137,7 @@ def open_image(path: str | Path, image_size: int) -> Tensor:
 
     try:
         with Image.open(path) as file:
-            return _square(image_size)(file)
+            return _square(image_size)(file.convert("RGB"))
     except (OSError, UnidentifiedImageError) as error:
         raise ValueError(f"image must be a readable picture; {path}: {error}") from error
 
@@ -148,7 +148,6 @@ def _square(image_size: int) -> Callable:
     return v2.Compose(
         [
             v2.ToImage(),
-            v2.RGB(),
             v2.Resize(image_size, antialias=True),
             v2.CenterCrop(image_size),
             v2.ToDtype(torch.float32, scale=True),

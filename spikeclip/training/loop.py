@@ -101,6 +101,7 @@ def fit(
         advance = stack.enter_context(_progress(name, settings.steps, accelerator.is_main_process))
         write = stack.enter_context(_json_lines(log if accelerator.is_main_process else None))
         rates = stack.enter_context(FiringRates(module))
+        stack.callback(accelerator.unwrap_model, model, keep_fp32_wrapper=False)  # ends autocast inside module.forward
         for step, batch in enumerate(_endless(loader, settings.steps), start=1):
             model.train()
             with accelerator.autocast():

@@ -6,6 +6,7 @@ alignment, and 5e-4 to 1e-5 with batches of 196 for fine-tuning.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -96,6 +97,15 @@ def adapt_teacher(
     return adapted.eval(), history
 
 
+def check_weights(kl_weight: float, temperature: float, replay_weight: float = 0.0) -> None:
+    """Raise ValueError unless these are weights and a temperature that :func:`finetune` takes."""
+    for name, value in (("kl_weight", kl_weight), ("replay_weight", replay_weight)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be finite and >= 0; got {value}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be finite and > 0; got {temperature}")
+
+
 def finetune(
     model: SpikeCLIP,
     teacher: Teacher | None,
@@ -124,10 +134,7 @@ def finetune(
             in the paper.
         validate, log, save: see :func:`fit`.
     """
-    if kl_weight < 0 or temperature <= 0 or replay_weight < 0:
-        raise ValueError(
-            f"kl_weight and replay_weight must be >= 0 and temperature > 0; got {kl_weight}, {replay_weight}, {temperature}"
-        )
+    check_weights(kl_weight, temperature, replay_weight)
     source = model if teacher is None else teacher
     scale = source.logit_scale.exp().detach()
     vectors = class_vectors(model.eval(), classes, templates)
