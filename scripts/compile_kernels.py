@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 import triton
+from spikeclip.kernels import lif
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from spikeclip.kernels import lif
 from spikeclip.ops.surrogate import SURROGATES
 
 DTYPES = ("fp32", "fp16", "bf16")
@@ -29,7 +29,12 @@ def forward_variants():
         signature |= dict.fromkeys(("v0_ptr", "v_last_ptr", "tau_ptr"), "*fp32") | {"steps": "i32", "n": "i32"}
         signature |= dict.fromkeys(("tau", "v_threshold", "v_reset"), "fp32")
         constants = {"HAS_V0": bool(learnt), "TAU_TENSOR": bool(learnt), "DECAY_INPUT": bool(decay), "SOFT_RESET": bool(soft)}
-        yield f"fwd {dtype} tau_tensor={learnt} decay={decay} soft={soft}", lif._fwd, signature, {**constants, "BLOCK": lif.LAUNCH["BLOCK"]}
+        yield (
+            f"fwd {dtype} tau_tensor={learnt} decay={decay} soft={soft}",
+            lif._fwd,
+            signature,
+            {**constants, "BLOCK": lif.LAUNCH["BLOCK"]},
+        )
 
 
 def backward_variants():

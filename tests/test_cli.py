@@ -101,7 +101,10 @@ def test_info_names_backends_and_reasons(said):
         (("align-text", "--out", "x", "--sentences", "/no/file"), "sentences must be a readable text file"),
         (("align-text", "--out", "x", "--teacher", "nobody"), "name must be 'spikeclip-demo-teacher'"),
         (("align-text", "--out", "x", "--model", "spikeclip-4-384"), "the teacher's token"),
-        (("finetune", "--model", "spikeclip-demo", "--out", "x", "--kl-weight", "-1"), "kl_weight must be finite and >= 0; got -1.0"),
+        (
+            ("finetune", "--model", "spikeclip-demo", "--out", "x", "--kl-weight", "-1"),
+            "kl_weight must be finite and >= 0; got -1.0",
+        ),
         (("align-image", "--model", "spikeclip-demo", "--out", "x", "--lr", "0"), "lr must be > 0"),
     ],
 )

@@ -46,7 +46,15 @@ def built(source, tmp_path_factory):
 def test_sdist_holds_everything_that_a_build_and_its_tests_need(built):
     with tarfile.open(built[0]) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    for needed in ("setup.py", "csrc/lif_step.h", "csrc/cuda/lif.cu", "kernels/lif.py", "tests/conftest.py", "LICENSE", "README.md"):
+    for needed in (
+        "setup.py",
+        "csrc/lif_step.h",
+        "csrc/cuda/lif.cu",
+        "kernels/lif.py",
+        "tests/conftest.py",
+        "LICENSE",
+        "README.md",
+    ):
         assert needed in names
     assert not [name for name in names if name.endswith(".so")]
 
@@ -112,8 +120,8 @@ def test_a_build_that_cannot_be_says_what_is_missing(source, setting, message):
 
 
 def test_import_is_light():
-    heavy = "accelerate huggingface_hub matplotlib open_clip PIL rich torchvision triton tyro".split()
-    code = f"import torch, sys; before = set(sys.modules); import spikeclip; print([m for m in {heavy} if m in sys.modules and m not in before])"
+    heavy = ["accelerate", "huggingface_hub", "matplotlib", "open_clip", "PIL", "rich", "torchvision", "triton", "tyro"]
+    code = f"import torch, sys; before = set(sys.modules); import spikeclip; print(sorted(({{*sys.modules}} - before) & {{*{heavy}}}))"
     done = shell([sys.executable, "-c", code])
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 

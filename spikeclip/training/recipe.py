@@ -19,6 +19,7 @@ from ..zeroshot import class_vectors
 from .loop import History, Settings, fit
 from .losses import alignment_loss, dual_loss
 
+
 @torch.no_grad()
 def image_features(teacher: Teacher, data: Dataset, *, batch_size: int = 250) -> Tensor:
     """The teacher's features ``[len(data), E]`` of a data set that yields (image, ...), in its order, of unit length."""
@@ -33,7 +34,10 @@ def align_text(
 ) -> History:
     """Stage 1a: train ``model.text`` so that its features of ``sentences`` point where the teacher's do (1 - cos).
 
-    The teacher's token and position embeddings and its logit scale are copied into the student first. Raises ValueError without sentences.
+    The teacher's token and position embeddings and its logit scale are copied into the student first.
+
+    Raises:
+        ValueError: no sentences, or a teacher whose embeddings do not fit.
     """
     if not sentences:
         raise ValueError("sentences must hold at least one sentence")

@@ -42,7 +42,10 @@ def test_encoders_have_open_clips_interface():
     with torch.no_grad():
         image, text = model.encode_image(images), model.encode_text(tokens)
         assert image.shape == (3, model.config.embed_dim) and text.shape == (2, model.config.embed_dim)
-        for plain, unit in ((image, model.encode_image(images, normalize=True)), (text, model.encode_text(tokens, normalize=True))):
+        for plain, unit in (
+            (image, model.encode_image(images, normalize=True)),
+            (text, model.encode_text(tokens, normalize=True)),
+        ):
             torch.testing.assert_close(unit, plain / plain.norm(dim=-1, keepdim=True))
         got = model(images, tokens)
         torch.testing.assert_close(got[0].norm(dim=-1), torch.ones(3))

@@ -37,7 +37,10 @@ def test_lif_and_plif_equal_spikingjelly(name, v_reset, detach_reset, decay_inpu
     function = getattr(surrogate, SURROGATES[name])()
     x, seed = torch.randn(6, 3, 50) * 1.5 + 0.3, torch.randn(6, 3, 50)
     pairs = [
-        (snn.LIF(2.5, surrogate_function=function, **options), neuron.LIFNode(2.5, surrogate_function=function, step_mode="m", **options)),
+        (
+            snn.LIF(2.5, surrogate_function=function, **options),
+            neuron.LIFNode(2.5, surrogate_function=function, step_mode="m", **options),
+        ),
         (
             snn.PLIF(1.7, surrogate_function=name, **options),
             neuron.ParametricLIFNode(1.7, surrogate_function=function, step_mode="m", **options),

@@ -200,9 +200,7 @@ def test_opcheck(backend):
     torch.library.opcheck(torch.ops.spikeclip.lif_fwd.default, (x, None, 2.0, None, *neuron, None, backend))
     torch.library.opcheck(torch.ops.spikeclip.lif_fwd.default, (x, v0, 2.0, tau, *neuron, torch.bfloat16, backend))
     ds, detached = torch.randn(3, 4, 5, device=DEVICE), [t.detach() for t in (x, v0, tau)]
-    torch.library.opcheck(
-        torch.ops.spikeclip.lif_bwd.default, (ds, None, *detached[:2], 2.0, detached[2], *neuron, backend)
-    )
+    torch.library.opcheck(torch.ops.spikeclip.lif_bwd.default, (ds, None, *detached[:2], 2.0, detached[2], *neuron, backend))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter cannot be traced")

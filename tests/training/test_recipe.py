@@ -50,7 +50,9 @@ def test_image_alignment_lowers_the_loss_and_leaves_text_and_teacher_alone(teach
 def test_teacher_adapts_to_the_task_without_changing_the_original(teacher):
     task = Rendered(256, seed=6, style="sketch", relabel=True)
     before = copy.deepcopy(teacher.state_dict())
-    adapted, history = adapt_teacher(teacher, task, [LABELS[y] for y in SEEN], TEMPLATES, Settings(steps=40, batch_size=64, lr=1e-3))
+    adapted, history = adapt_teacher(
+        teacher, task, [LABELS[y] for y in SEEN], TEMPLATES, Settings(steps=40, batch_size=64, lr=1e-3)
+    )
     assert sum(history.losses[-5:]) < sum(history.losses[:5])
     assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
     assert not adapted.training and not any(p.requires_grad for p in adapted.parameters())

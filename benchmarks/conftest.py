@@ -1,0 +1,31 @@
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    def installed(package):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    machine_info.clear()
+    machine_info["cpu"] = _cpu_name()
+    machine_info["threads"] = torch.get_num_threads()
+    machine_info["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    machine_info["python"] = platform.python_version()
+    for package in ("torch", "triton", "spikeclip", "spikingjelly", "snntorch"):
+        machine_info[package] = installed(package)
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

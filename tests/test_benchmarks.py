@@ -1,0 +1,53 @@
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def result(who, median, dtype=None):
+    params = {"who": who} if dtype is None else {"who": who, "dtype": dtype}
+    return {"group": "g", "params": params, "stats": {"median": median, "iqr": 0.0, "rounds": 9}}
+
+
+def test_ratios_are_against_our_fastest_in_the_same_run(tmp_path):
+    report = load("report")
+    benchmarks = [result("spikeclip (cpu)", 0.002), result("spikeclip (triton)", 0.004), result("peer", 0.009)]
+    run = {"datetime": "d", "commit_info": {"id": "c", "dirty": False}, "machine_info": {}, "benchmarks": benchmarks}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    lines = report.table([report.compact(tmp_path / "run.json", "default")]).splitlines()
+    assert lines[4:] == ["| spikeclip (cpu) | 2 | 1.00 |", "| spikeclip (triton) | 4 | 2.00 |", "| peer | 9 | 4.50 |"]
+
+
+def test_every_peer_that_is_installed_computes_our_neuron():
+    peers = load("peers")
+    x = torch.randn(5, 300) + 0.3
+    for neuron in (peers.Neuron("sigmoid"), peers.Neuron("atan"), peers.Neuron("atan", False, True)):
+        want = peers.plain_loop(neuron)(x)
+        assert torch.equal(peers.ours("cpu")(neuron)(x), want)
+        for name, make in peers.PEERS.items():
+            if name.startswith("torch.compile"):
+                continue
+            try:
+                run = make(neuron)
+            except peers.Missing:
+                continue
+            assert torch.equal(run(x), want), name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_the_gpu_script_without_a_gpu_is_exit_code_2():
+    done = subprocess.run([sys.executable, BENCHMARKS / "gpu.py"], capture_output=True, text=True)
+    assert done.returncode == 2 and "no CUDA device" in done.stderr
