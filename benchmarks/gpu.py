@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one call under nine minutes and without a network: ``python benchmarks/gpu.py [--out FOLDER]``.
+"""Everything that needs a GPU, in one call of minutes and without a network: ``python benchmarks/gpu.py [--out FOLDER]``.
 
 Builds and installs the sources in place, runs the op tests on every backend of the device, times the cases against the peers
 that are installed, and writes gpu.json and gpu.md into ``benchmarks/results`` and, with ``--out``, there. Needs torch, triton,

@@ -1,6 +1,6 @@
 """Who computes LIF in the benchmarks: ``name -> make(case)``, a callable ``x -> spikes``, all of the same neuron.
 
-tau 2, threshold 1, hard reset to 0, gradients through the reset (not through it for snnTorch, which has no other).
+tau 2, threshold 1, hard reset to 0, gradients through the reset.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ class Neuron(NamedTuple):
 
     surrogate: str
     decay_input: bool = True
-    detach_reset: bool = False
 
 
 class _Sigmoid(torch.autograd.Function):
@@ -60,7 +59,7 @@ def plain_loop(neuron: Neuron) -> Run:
         for t in range(x.shape[0]):
             h = v + (x[t] - v) / 2.0 if neuron.decay_input else v - v / 2.0 + x[t]
             s = spike(h - 1.0)
-            v = h * (1.0 - (s.detach() if neuron.detach_reset else s))
+            v = h * (1.0 - s)
             spikes.append(s)
         return torch.stack(spikes)
 
@@ -68,6 +67,7 @@ def plain_loop(neuron: Neuron) -> Run:
 
 
 def compiled_loop(neuron: Neuron) -> Run:
+    torch.compiler.reset()
     return torch.compile(plain_loop(neuron), fullgraph=True)
 
 
@@ -75,7 +75,7 @@ def ours(backend: str) -> Callable[[Neuron], Run]:
     def make(neuron: Neuron) -> Run:
         from spikeclip.nn import LIF
 
-        return LIF(2.0, neuron.decay_input, surrogate_function=neuron.surrogate, detach_reset=neuron.detach_reset, backend=backend)
+        return LIF(2.0, neuron.decay_input, surrogate_function=neuron.surrogate, backend=backend)
 
     return make
 
@@ -92,7 +92,7 @@ def spikingjelly_node(neuron: Neuron) -> Run:
     function = _spikingjelly(neuron)
     from spikingjelly.activation_based.neuron import LIFNode
 
-    node = LIFNode(2.0, neuron.decay_input, surrogate_function=function, detach_reset=neuron.detach_reset, step_mode="m")
+    node = LIFNode(2.0, neuron.decay_input, surrogate_function=function, step_mode="m")
 
     def run(x: Tensor) -> Tensor:
         node.reset()
@@ -107,16 +107,15 @@ def spikingjelly_compiled(neuron: Neuron) -> Run:
 
     def run(x: Tensor) -> Tensor:
         v = torch.zeros_like(x[0], dtype=torch.float32)
-        return lif_multi_step(
-            x, v, 2.0, neuron.decay_input, 1.0, 0.0, surrogate_function=function, detach_reset=neuron.detach_reset
-        )[0]
+        return lif_multi_step(x, v, 2.0, neuron.decay_input, 1.0, 0.0, surrogate_function=function)[0]
 
+    torch.compiler.reset()
     return torch.compile(run)
 
 
 def snntorch_leaky(neuron: Neuron) -> Run:
-    if neuron.decay_input or not neuron.detach_reset:
-        raise Missing("snnTorch's Leaky does not divide the input and detaches the reset")
+    if neuron.decay_input:
+        raise Missing("snnTorch's Leaky does not divide the input by tau")
     try:
         import snntorch
         from snntorch import surrogate

@@ -13,7 +13,7 @@ def compact(source: Path, allocator: str) -> dict:
         {
             "group": row["group"],
             "who": row["params"]["who"],
-            "dtype": str(row["params"].get("dtype", "torch.float32")).removeprefix("torch."),
+            "dtype": row["params"].get("dtype", "float32"),
             "median_ms": row["stats"]["median"] * 1e3,
             "iqr_ms": row["stats"]["iqr"] * 1e3,
             "rounds": row["stats"]["rounds"],
@@ -37,7 +37,12 @@ def table(runs: list[dict]) -> str:
     lines = []
     groups = list(dict.fromkeys(row["group"] for run in runs for row in run["rows"]))
     for group in groups:
-        lines += [f"**{group}**", "", "| | " + " | ".join(f"{h} | ratio" for h in heads) + " |", "|---" * (1 + 2 * len(heads)) + "|"]
+        lines += [
+            f"**{group}**",
+            "",
+            "| | " + " | ".join(f"{h} | ratio" for h in heads) + " |",
+            "|---" * (1 + 2 * len(heads)) + "|",
+        ]
         names = list(dict.fromkeys((r["who"], r["dtype"]) for run in runs for r in run["rows"] if r["group"] == group))
         several = len({dtype for _, dtype in names}) > 1
         for who, dtype in names:

@@ -16,7 +16,7 @@ from report import compact, table
 
 HERE = Path(__file__).parent
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26)}
-OPTIONS = ["-q", "--benchmark-warmup=on", "--benchmark-warmup-iterations=10", "--benchmark-min-rounds=20"]
+OPTIONS = ["-q", "--tb=short", "--benchmark-warmup=on", "--benchmark-warmup-iterations=10", "--benchmark-min-rounds=20"]
 OPTIONS += ["--benchmark-max-time=1.5", "--benchmark-disable-gc", "--benchmark-columns=median,iqr,rounds"]
 
 
@@ -26,7 +26,7 @@ def measure(allocator: str, settings: dict[str, str], extra: list[str]) -> dict:
         command = [sys.executable, "-m", "pytest", str(HERE), *OPTIONS, f"--benchmark-json={file}", *extra]
         code = subprocess.run(command, env={**os.environ, **settings}, cwd=HERE.parent).returncode
         if code:
-            sys.exit(f"the benchmarks failed under the {allocator} allocator (pytest's exit code {code}): no figure is kept")
+            sys.exit(f"the benchmarks failed with {allocator} (pytest's exit code {code}): no figure is kept")
         return compact(file, allocator)
 
 
@@ -35,7 +35,8 @@ def keep(name: str, runs: list[dict]) -> str:
     text = table(runs)
     machine = ", ".join(f"{key} {value}" for key, value in runs[0]["machine"].items() if value is not None)
     changed = " with uncommitted changes" if runs[0]["dirty"] else ""
-    head = f"{machine}; {runs[0]['date'][:10]}; commit {runs[0]['commit'][:12]}{changed}. Medians; ratio 1 is spikeclip's fastest.\n\n"
+    source = f"{runs[0]['date'][:10]}; commit {runs[0]['commit'][:12]}{changed}"
+    head = f"{machine}; {source}. Medians; ratio 1 is spikeclip's fastest.\n\n"
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / f"{name}.json").write_text(json.dumps(runs, indent=1) + "\n")
     (HERE / "results" / f"{name}.md").write_text(head + text)

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/lif.h"
+#include "cpu/pages.h"
 
 namespace py = pybind11;
 using namespace spikeclip;
@@ -69,6 +70,8 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+int64_t bytes(int64_t elements, int dtype) { return elements * (Dtype(dtype) == Dtype::f32 ? 4 : 2); }
+
 void check_sizes(int64_t steps, int64_t n, int threads) {
   if (steps < 1 || n < 1 || threads < 1) throw std::invalid_argument("steps, n and threads must be >= 1");
 }
@@ -77,6 +80,7 @@ void lif_fwd(uintptr_t x, int x_dtype, uintptr_t v0, uintptr_t spikes, int spike
              int64_t n, float tau, uintptr_t, float v_threshold, float v_reset, bool decay_input, bool soft_reset,
              int threads) {
   check_sizes(steps, n, threads);
+  prefer_huge_pages(at<void>(spikes), bytes(steps * n, spike_dtype));
   current.lif_forward({at<void>(x), Dtype(x_dtype), at<float>(v0), at<void>(spikes), Dtype(spike_dtype),
                        at<float>(v_last), steps, n,
                        LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}, threads});
@@ -87,6 +91,7 @@ void lif_bwd(uintptr_t ds, int ds_dtype, uintptr_t dv_last, uintptr_t x, int x_d
              float v_reset, bool decay_input, bool soft_reset, bool detach_reset, int surrogate, float alpha,
              int threads) {
   check_sizes(steps, n, threads);
+  prefer_huge_pages(at<void>(dx), bytes(steps * n, x_dtype));
   current.lif_backward({at<void>(ds), Dtype(ds_dtype), at<float>(dv_last), at<void>(x), Dtype(x_dtype), at<float>(v0),
                         at<void>(dx), at<float>(dv0), at<double>(dtau), steps, n,
                         LifParams{tau, v_threshold, v_reset, alpha, decay_input, soft_reset, detach_reset},

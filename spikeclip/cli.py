@@ -118,8 +118,8 @@ def finetune(
     if kl_weight == 0:
         guide = None
     elif adapt_steps:
-        adaption = Settings(adapt_steps, batch_size, 1e-3, seed=seed, mixed_precision=mixed_precision)
-        guide, _ = adapt_teacher(guide, train, train.classes, train.templates, adaption)
+        adaptation = Settings(adapt_steps, batch_size, 1e-3, seed=seed, mixed_precision=mixed_precision)
+        guide, _ = adapt_teacher(guide, train, train.classes, train.templates, adaptation)
     history = stage(
         student,
         guide,

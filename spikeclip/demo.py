@@ -93,7 +93,7 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0) -> dict[str, float]:
     names = [LABELS[y] for y in SEEN]
     task = Rendered(plan.task_images, seed=1_002 + 10_000 * seed, style="sketch", relabel=True)
     task_val = Rendered(500, seed=2_002 + 10_000 * seed, style="sketch", relabel=True)
-    adapted, histories["teacher adaption"] = adapt_teacher(teacher, task, names, TEMPLATES, fast(plan.adapt))
+    adapted, histories["teacher adaptation"] = adapt_teacher(teacher, task, names, TEMPLATES, fast(plan.adapt))
     kept = Subset(pictures, range(min(4_000, len(pictures))))
     replay = TensorDataset(torch.stack([image for image, _ in kept]), image_features(teacher, kept))
 

@@ -53,7 +53,8 @@ def firing_rates(rates: dict[str, Tensor], path: Path) -> None:
     axes.set_xticks(range(len(grid[0])), [f"t={t + 1}" for t in range(len(grid[0]))])
     for y, row in enumerate(grid):
         for x, value in enumerate(row):
-            axes.text(x, y, f"{value:.1f}", ha="center", va="center", color="white", fontsize=7)
+            colour = "black" if picture.norm(value) > 0.6 else "white"
+            axes.text(x, y, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=7)
     axes.set_title("firing rate, % of neurons per step")
     figure.colorbar(picture)
     figure.savefig(path, dpi=120)

@@ -96,7 +96,7 @@ def adapt_teacher(
         logits = scale * torch.nn.functional.normalize(features, dim=-1) @ vectors.T
         return torch.nn.functional.cross_entropy(logits, labels), {}
 
-    history = fit(adapted.clip.visual, data, loss, settings, name="teacher adaption")
+    history = fit(adapted.clip.visual, data, loss, settings, name="teacher adaptation")
     adapted.requires_grad_(False)
     return adapted.eval(), history
 
