@@ -85,6 +85,8 @@ def fit(
     Raises:
         ValueError: ``data`` smaller than one sample. RuntimeError: the loss is not finite (the log ends at that step).
     """
+    from accelerate.utils import broadcast_object_list
+
     if len(data) == 0:
         raise ValueError("data must hold at least one sample")
     accelerator = _accelerator(settings.mixed_precision, on_cpu=next(module.parameters()).device.type == "cpu")
@@ -123,7 +125,7 @@ def fit(
             due = step == settings.steps or (settings.validate_every and step % settings.validate_every == 0)
             if due and validate is not None:
                 module.eval()
-                score = validate()
+                (score,) = broadcast_object_list([validate()])  # the main process decides for all
                 history.scores.append((step, score))
                 if history.best is None or score > history.best:
                     history.best = score
