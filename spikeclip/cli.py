@@ -56,7 +56,7 @@ def align_image(
     pretrained: str | None = None,
     data: str = "compositions",
     root: Path | None = None,
-    steps: int = 1700,
+    steps: int = 1500,
     batch_size: int = 64,
     lr: float = 3e-3,
     lr_min: float = 1e-4,

@@ -30,7 +30,7 @@ class Plan:
     task_images: int = 3_000
     test_images: int = 2_000
     text: Settings = Settings(steps=150, batch_size=256, lr=2e-3)
-    image: Settings = Settings(steps=1_700, batch_size=64, lr=3e-3, lr_min=1e-4, validate_every=425)
+    image: Settings = Settings(steps=1_500, batch_size=64, lr=3e-3, lr_min=1e-4, validate_every=375)
     adapt: Settings = Settings(steps=300, batch_size=64, lr=1e-3)
     finetune: Settings = Settings(steps=150, batch_size=64, lr=1e-3, lr_min=1e-5, validate_every=75)
 
