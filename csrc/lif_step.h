@@ -54,12 +54,13 @@ SPIKECLIP_HD float multiply_add(float a, float b, float c) {
 
 // a / tau, correctly rounded. A division costs ten times a multiplication on a CPU, so where fused multiply-add exists
 // the quotient is a product corrected once (Markstein 1990), exact outside the subnormals; `1 / tau` leaves the loop.
+// Where a or tau is infinite there is nothing to correct.
 SPIKECLIP_HD float divide_by_tau(float a, float tau) {
 #if defined(__FMA__) && !defined(__CUDA_ARCH__)
   const float inverse = 1.0f / tau;
-  const float finite_tau = inverse == 0.0f ? 1.0f : tau;  // tau = inf: no leak
   const float q = a * inverse;
-  return fmaf(fmaf(-q, finite_tau, a), inverse, q);
+  const float remainder = fmaf(-q, tau, a);
+  return remainder == remainder ? fmaf(remainder, inverse, q) : q;
 #else
   return a / tau;
 #endif

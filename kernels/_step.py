@@ -1,19 +1,43 @@
 """One time-step of the neuron in Triton, forward and backward: the only place with this math in Triton.
 
-Numbers equal plain torch: divisions are correctly rounded here, and launches switch fused multiply-add off.
+Numbers equal plain torch: divisions by tau are correctly rounded here, and launches switch fused multiply-add off.
 """
 
 import triton
 import triton.language as tl
 
+from spikeclip.ops._backends import triton_interpreted
+
+INTERPRETED = tl.constexpr(triton_interpreted())
+
 
 @triton.jit
-def charge(v, x, tau, v_reset, DECAY_INPUT: tl.constexpr):
+def _fma(a, b, c):
+    """a * b + c, rounded once; the interpreter's tl.fma rounds twice."""
+    if INTERPRETED:
+        return (a.to(tl.float64) * b + c).to(tl.float32)
+    else:
+        return tl.fma(a, b, c)
+
+
+@triton.jit
+def _divide(a, tau, inverse):
+    """a / tau, correctly rounded, by a product corrected once (Markstein 1990); ``inverse`` is 1 / tau, correctly rounded.
+
+    A true division's slow path costs a call and spilled registers. Where a or tau is infinite there is nothing to correct.
+    """
+    q = a * inverse
+    remainder = _fma(-q, tau, a)
+    return tl.where(remainder == remainder, _fma(remainder, inverse, q), q)
+
+
+@triton.jit
+def charge(v, x, tau, inverse, v_reset, DECAY_INPUT: tl.constexpr):
     leak = v - v_reset
     if DECAY_INPUT:
-        return v + tl.div_rn(x - leak, tau)
+        return v + _divide(x - leak, tau, inverse)
     else:
-        return (v - tl.div_rn(leak, tau)) + x
+        return (v - _divide(leak, tau, inverse)) + x
 
 
 @triton.jit

@@ -5,6 +5,8 @@ recomputes the membrane from x: within a segment of at most SEGMENT steps from t
 from cache; the first membranes of later segments are parked, as bits, in slots of dx that are not yet due.
 """
 
+import ctypes
+
 import torch
 import triton
 import triton.language as tl
@@ -15,7 +17,7 @@ from spikeclip.ops.surrogate import SURROGATES
 from ._step import charge, charge_grad_tau, reset, step_grad
 
 SEGMENT = 8  # steps recomputed at a time; >= 2, as a 16-bit dx parks a membrane in two steps' slots
-LAUNCH = {"BLOCK": 256, "num_warps": 4}  # 2 neurons a thread: with 4, the slow path of the exact division spills registers
+LAUNCH = {"BLOCK": 512, "num_warps": 4}  # 4 neurons a thread
 
 
 @triton.jit
@@ -27,13 +29,14 @@ def _fwd(
     mask = at < n
     if TAU_TENSOR:
         tau = tl.load(tau_ptr)
+    inverse = tl.div_rn(1.0, tau)
     if HAS_V0:
         v = tl.load(v0_ptr + at, mask=mask, other=0.0)
     else:
         v = tl.zeros((BLOCK,), tl.float32) + v_reset
     here = at
     for _ in range(steps):
-        h = charge(v, tl.load(x_ptr + here, mask=mask, other=0.0).to(tl.float32), tau, v_reset, DECAY_INPUT)
+        h = charge(v, tl.load(x_ptr + here, mask=mask, other=0.0).to(tl.float32), tau, inverse, v_reset, DECAY_INPUT)
         tl.store(spikes_ptr + here, (h >= v_threshold).to(tl.float32).to(spikes_ptr.dtype.element_ty), mask=mask)
         v = reset(h, v_threshold, v_reset, SOFT_RESET)
         here += n
@@ -74,7 +77,7 @@ def _bwd(
     stride = n.to(tl.int64)
     if TAU_TENSOR:
         tau = tl.load(tau_ptr)
-    inverse = 1.0 / tau
+    inverse = tl.div_rn(1.0, tau)
     if HAS_V0:
         start = tl.load(v0_ptr + at, mask=mask, other=0.0)
     else:
@@ -84,7 +87,7 @@ def _bwd(
         v = start
         for t in range((segments - 1) * SEGMENT):
             here = at + t * stride
-            h = charge(v, tl.load(x_ptr + here, mask=mask, other=0.0).to(tl.float32), tau, v_reset, DECAY_INPUT)
+            h = charge(v, tl.load(x_ptr + here, mask=mask, other=0.0).to(tl.float32), tau, inverse, v_reset, DECAY_INPUT)
             v = reset(h, v_threshold, v_reset, SOFT_RESET)
             if (t + 1) % SEGMENT == 0:
                 _park(slots_ptr, here, v, mask, stride, WIDE)
@@ -108,10 +111,10 @@ def _bwd(
             v = first_v
             for u in range(first, t):
                 x = tl.load(x_ptr + at + u * stride, mask=mask, other=0.0).to(tl.float32)
-                v = reset(charge(v, x, tau, v_reset, DECAY_INPUT), v_threshold, v_reset, SOFT_RESET)
+                v = reset(charge(v, x, tau, inverse, v_reset, DECAY_INPUT), v_threshold, v_reset, SOFT_RESET)
             here = at + t * stride
             x = tl.load(x_ptr + here, mask=mask, other=0.0).to(tl.float32)
-            h = charge(v, x, tau, v_reset, DECAY_INPUT)
+            h = charge(v, x, tau, inverse, v_reset, DECAY_INPUT)
             if HAS_DS:
                 ds = tl.load(ds_ptr + here, mask=mask, other=0.0).to(tl.float32)
             else:
@@ -132,9 +135,15 @@ def _bwd(
         tl.store(dtau_ptr + tl.program_id(0), tl.sum(tl.where(mask, dtau, 0.0).to(tl.float64), axis=0))
 
 
-def _constants(tau: float | Tensor, v_reset: float | None, x: Tensor) -> tuple[Tensor, float, float]:
+def _single(value: float) -> float:
+    """Rounded to float32, as a launch does; the interpreter would keep all digits."""
+    return ctypes.c_float(value).value
+
+
+def _constants(tau: float | Tensor, v_threshold: float, v_reset: float | None, x: Tensor) -> tuple[Tensor, float, float, float]:
     learnt = isinstance(tau, Tensor)
-    return (tau if learnt else x), (1.0 if learnt else tau), (0.0 if v_reset is None else v_reset)
+    numbers = (1.0 if learnt else tau, v_threshold, 0.0 if v_reset is None else v_reset)
+    return (tau if learnt else x), *map(_single, numbers)
 
 
 def lif_fwd(x, v0, tau, v_threshold, v_reset, decay_input, spike_dtype):
@@ -142,10 +151,10 @@ def lif_fwd(x, v0, tau, v_threshold, v_reset, decay_input, spike_dtype):
     v_last = torch.empty_like(x[0], dtype=torch.float32)
     n = v_last.numel()
     if n:
-        tau_tensor, tau_value, v_reset_value = _constants(tau, v_reset, x)
+        tau_tensor, *numbers = _constants(tau, v_threshold, v_reset, x)
         with torch.cuda.device(x.device if x.is_cuda else -1):
             _fwd[(triton.cdiv(n, LAUNCH["BLOCK"]),)](
-                x, x if v0 is None else v0, spikes, v_last, tau_tensor, x.shape[0], n, tau_value, v_threshold, v_reset_value,
+                x, x if v0 is None else v0, spikes, v_last, tau_tensor, x.shape[0], n, *numbers,
                 HAS_V0=v0 is not None, TAU_TENSOR=isinstance(tau, Tensor), DECAY_INPUT=decay_input, SOFT_RESET=v_reset is None,
                 enable_fp_fusion=False, **LAUNCH,
             )  # fmt: skip
@@ -162,13 +171,12 @@ def lif_bwd(ds, dv_last, x, v0, tau, v_threshold, v_reset, decay_input, detach_r
     programs = triton.cdiv(n, LAUNCH["BLOCK"])
     partial = x.new_empty(programs if learn_tau else 0, dtype=torch.float64)
     if n:
-        tau_tensor, tau_value, v_reset_value = _constants(tau, v_reset, x)
+        tau_tensor, *numbers = _constants(tau, v_threshold, v_reset, x)
         wide = x.dtype == torch.float32
         with torch.cuda.device(x.device if x.is_cuda else -1):
             _bwd[(programs,)](
                 x if ds is None else ds, x if dv_last is None else dv_last, x, x if v0 is None else v0, dx,
-                dx.view(torch.int32 if wide else torch.int16), dv0, partial, tau_tensor, steps, n, tau_value, v_threshold,
-                v_reset_value, alpha,
+                dx.view(torch.int32 if wide else torch.int16), dv0, partial, tau_tensor, steps, n, *numbers, _single(alpha),
                 HAS_DS=ds is not None, HAS_DV=dv_last is not None, HAS_V0=v0 is not None, TAU_TENSOR=learn_tau,
                 DECAY_INPUT=decay_input, SOFT_RESET=v_reset is None, DETACH_RESET=detach_reset,
                 KIND=SURROGATES[surrogate].index, WIDE=wide, LONG=steps > SEGMENT, SEGMENT=SEGMENT,

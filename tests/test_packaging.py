@@ -121,7 +121,9 @@ def test_a_build_that_cannot_be_says_what_is_missing(source, setting, message):
 
 def test_import_is_light():
     heavy = ["accelerate", "huggingface_hub", "matplotlib", "open_clip", "PIL", "rich", "torchvision", "triton", "tyro"]
-    code = "import torch, sys; before = {*sys.modules}; import spikeclip; print(sorted(({*sys.modules} - before) & {*sys.argv}))"
+    code = (
+        "import torch, sys; before = {*sys.modules}; import spikeclip; print(sorted(({*sys.modules} - before) & {*sys.argv}))"
+    )
     done = shell([sys.executable, "-c", code, *heavy])
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 

@@ -27,8 +27,9 @@ extern "C" void host_forward(void* x, int x_dtype, float* v0, void* spikes, int 
 extern "C" void host_backward(void* ds, int ds_dtype, float* dv_last, void* x, int x_dtype, float* v0, void* dx, float* dv0,
                               long steps, long n, float tau, float v_threshold, float v_reset, float alpha, int decay, int soft,
                               int detach, int surrogate) {
-  lif_backward({ds, Dtype(ds_dtype), dv_last, x, Dtype(x_dtype), v0, dx, dv0, nullptr, steps, n, nullptr,
-                LifParams{tau, v_threshold, v_reset, alpha, decay != 0, soft != 0, detach != 0}, Surrogate(surrogate)}, nullptr);
+  const LifParams params{tau, v_threshold, v_reset, alpha, decay != 0, soft != 0, detach != 0};
+  lif_backward({ds, Dtype(ds_dtype), dv_last, x, Dtype(x_dtype), v0, dx, dv0, nullptr, steps, n, nullptr, params,
+                Surrogate(surrogate)}, nullptr);
 }
 """
 

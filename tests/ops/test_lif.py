@@ -170,6 +170,29 @@ def test_nan_reaches_the_membrane_and_not_its_neighbours(backend):
 
 
 @pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("tau", [2.0, 3.3, 10.7])
+def test_the_membrane_is_plain_torchs_bit_for_bit(backend, tau):
+    for scale in (1e-20, 1.0, 1e30):
+        x, v0 = torch.randn(2, 5000, device=DEVICE) * scale, torch.randn(5000, device=DEVICE) * scale
+        for decay_input in (True, False):
+            runs = [lif(x, v0, tau=tau, decay_input=decay_input, v_reset=0.1, backend=name) for name in (backend, "torch")]
+            assert torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1], runs[1][1])
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("v_reset", [0.0, None])
+@pytest.mark.parametrize("decay_input", [True, False])
+def test_infinite_and_huge_inputs_are_those_of_plain_torch(backend, v_reset, decay_input):
+    x = torch.tensor([math.inf, -math.inf, 1e38, -1e38, 1.5], device=DEVICE).repeat(3, 1)
+    x[1:, :2] = 1.0
+    for tau in (2.0, 3.3, math.inf):
+        got = lif(x, tau=tau, v_reset=v_reset, decay_input=decay_input, backend=backend)
+        want = lif(x, tau=tau, v_reset=v_reset, decay_input=decay_input, backend="torch")
+        for mine, theirs in zip(got, want, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", FUSED)
 def test_autocast_keeps_x_and_gives_exact_spikes_in_its_dtype(backend):
     x = torch.randn(4, 200, device=DEVICE, requires_grad=True)
     with torch.autocast(DEVICE, torch.bfloat16):

@@ -11,7 +11,8 @@ from spikeclip.training import Settings
 from spikeclip.training.loop import fit
 
 torch.manual_seed(0)
-module = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Unflatten(0, (1, -1)), LIF(), torch.nn.Flatten(0, 1), torch.nn.Linear(8, 1))
+spiking = (torch.nn.Unflatten(0, (1, -1)), LIF(), torch.nn.Flatten(0, 1))
+module = torch.nn.Sequential(torch.nn.Linear(6, 8), *spiking, torch.nn.Linear(8, 1))
 x = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
 data = TensorDataset(x, x[:, :1])
 seen, saved = [], []
@@ -21,7 +22,8 @@ def loss(module, batch):
     return (module(batch[0]) - batch[1]).square().mean(), {}
 
 settings = Settings(steps=6, batch_size=8, lr=0.05, validate_every=3)
-fit(module, data, loss, settings, name="two", validate=lambda: len(saved) - 1.0, save=lambda: saved.append(1), log=Path(sys.argv[1], "log.jsonl"))
+log = Path(sys.argv[1], "log.jsonl")
+fit(module, data, loss, settings, name="two", validate=lambda: len(saved) - 1.0, save=lambda: saved.append(1), log=log)
 rank = torch.distributed.get_rank()
 assert torch.distributed.get_world_size() == 2
 weights = torch.cat([p.flatten() for p in module.parameters()]).tolist()
