@@ -9,6 +9,7 @@ from spikeclip.models import load_teacher
 from spikeclip.training import Settings, adapt_teacher, align_image, align_text, finetune
 from spikeclip.training.compositions import LABELS, SEEN, TEMPLATES, caption_corpus
 from spikeclip.training.data import Rendered
+from spikeclip.training.losses import dual_loss
 from spikeclip.training.recipe import image_features
 from spikeclip.zeroshot import class_vectors
 
@@ -87,6 +88,22 @@ def test_finetuning_sums_its_terms(teacher, tmp_path, kl_weight):
     assert len(rows) == FEW.steps and rows[0]["kl"] > 0
     for row in rows:
         assert row["loss"] == pytest.approx(row["ce"] + kl_weight * row["kl"] + 3.0 * row["replay"], rel=1e-4)
+
+
+def test_both_distributions_use_the_teachers_logit_scale(teacher, monkeypatch):
+    from spikeclip.training import recipe
+
+    seen = []
+    monkeypatch.setattr(recipe, "dual_loss", lambda a, y, b, **k: seen.append((a.detach(), b)) or dual_loss(a, y, b, **k))
+    student = SpikeCLIP.from_pretrained("spikeclip-demo")
+    student.logit_scale.data.zero_()
+    names = [LABELS[y] for y in SEEN]
+    finetune(
+        student, teacher, Rendered(32, seed=6, relabel=True), names, TEMPLATES[:1], Settings(steps=1, batch_size=32, lr=1e-6)
+    )
+    scale = teacher.logit_scale.exp().item()
+    for logits in seen[0]:
+        assert 0.5 * scale < logits.max().item() <= 1.001 * scale
 
 
 def test_without_a_teacher_only_cross_entropy_is_left(student, tmp_path):

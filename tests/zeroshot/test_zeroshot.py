@@ -42,11 +42,13 @@ def test_probabilities_use_the_logit_scale():
 def test_accuracy_counts_top1_top5_and_each_class():
     angles = torch.arange(8) * math.pi / 4
     vectors = torch.stack([angles.cos(), angles.sin()], 1)
-    images = vectors[[0, 0, 1, 2, 3]]
-    labels = torch.tensor([0, 4, 1, 2, 2])
+    turned = angles[:1] + math.pi / 18  # nearest to 0, then 1, 7, 2, 6, 3, 5, 4
+    turned = torch.stack([turned.cos(), turned.sin()], 1)
+    images = torch.cat([vectors[[0, 1, 2]], turned.expand(3, 2)])
+    labels = torch.tensor([0, 1, 2, 2, 6, 3])
     result = evaluate(MODEL, TensorDataset(images, labels), vectors, batch_size=2)
-    assert result.top1 == pytest.approx(3 / 5) and result.top5 == pytest.approx(4 / 5) and result.images == 5
-    assert result.per_class[:3] == (1.0, 1.0, 0.5) and result.per_class[4] == 0.0 and math.isnan(result.per_class[7])
+    assert result.top1 == pytest.approx(3 / 6) and result.top5 == pytest.approx(5 / 6) and result.images == 6
+    assert result.per_class[:3] == (1.0, 1.0, 0.5) and result.per_class[3] == 0.0 and math.isnan(result.per_class[7])
 
 
 def test_fewer_than_five_classes():
