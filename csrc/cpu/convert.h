@@ -70,6 +70,12 @@ inline uint16_t float_to_half(float f) {
 #endif
 }
 
+inline float load_value(const void* base, Dtype dtype, int64_t at) {
+  if (dtype == Dtype::f32) return static_cast<const float*>(base)[at];
+  const uint16_t bits = static_cast<const uint16_t*>(base)[at];
+  return dtype == Dtype::bf16 ? bf16_to_float(bits) : half_to_float(bits);
+}
+
 // Row of `n` values as float32: the row itself when it is float32, else converted into `buffer`.
 inline const float* load_row(const void* base, Dtype dtype, int64_t offset, int64_t n, float* buffer) {
   if (dtype == Dtype::f32) return static_cast<const float*>(base) + offset;

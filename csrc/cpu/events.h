@@ -1,0 +1,133 @@
+// Packed rows as lists of the lines to add, and the walk over tiles that adds them.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <new>
+
+#include "convert.h"
+#include "lines.h"
+
+namespace spikeclip {
+namespace SPIKECLIP_ISA {
+
+// Line offsets of the set bits of every byte value, relative to the byte's first bit.
+struct ByteTable {
+  alignas(16) uint16_t offsets[256][8];
+  uint8_t count[256];
+  constexpr ByteTable() : offsets(), count() {
+    for (int byte = 0; byte < 256; ++byte)
+      for (int bit = 0; bit < 8; ++bit)
+        if (byte >> bit & 1) offsets[byte][count[byte]++] = static_cast<uint16_t>(bit * kLine);
+  }
+};
+inline constexpr ByteTable kBytes;
+
+typedef uint16_t EightShorts __attribute__((vector_size(16), may_alias, aligned(2)));
+
+template <typename T>
+struct AlignedArray {
+  T* data;
+  explicit AlignedArray(int64_t count)
+      : data(static_cast<T*>(::operator new(static_cast<size_t>(std::max<int64_t>(count, 1)) * sizeof(T), std::align_val_t(kLine)))) {}
+  AlignedArray(const AlignedArray&) = delete;
+  AlignedArray& operator=(const AlignedArray&) = delete;
+  ~AlignedArray() { ::operator delete(data, std::align_val_t(kLine)); }
+};
+
+// Lists of `rows` rows over one block of at most `depth` inputs. Every list is padded to whole groups of four with the line of
+// zeros, which follows the block's own lines.
+struct Lists {
+  uint16_t* offsets;  // capacity(rows, depth)
+  int32_t* start;     // [rows + 1], in groups
+  int32_t* events;    // [rows], without the padding
+
+  static int64_t capacity(int64_t rows, int64_t depth) { return rows * (depth + 4) + 8; }
+
+  // Row r has its bits in the `bytes` bytes at first + r * stride.
+  void decode(const uint8_t* first, int64_t stride, int64_t bytes, int64_t rows, uint16_t zeros) {
+    int32_t groups = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      uint16_t* list = offsets + int64_t{4} * groups;
+      const uint8_t* row = first + r * stride;
+      EightShorts base = {};
+      int64_t count = 0;
+      for (int64_t b = 0; b < bytes; ++b) {
+        *reinterpret_cast<EightShorts*>(list + count) = *reinterpret_cast<const EightShorts*>(kBytes.offsets[row[b]]) + base;
+        count += kBytes.count[row[b]];
+        base += 8 * kLine;
+      }
+      for (int i = 0; i < 4; ++i) list[count + i] = zeros;
+      start[r] = groups;
+      events[r] = static_cast<int32_t>(count);
+      groups += static_cast<int32_t>((count + 3) / 4);
+    }
+    start[rows] = groups;
+  }
+};
+
+// What becomes of a row's finished sums: scaled (integers), biased, rounded to the output's type.
+struct Output {
+  void* data;
+  Dtype dtype;
+  int64_t stride, columns;  // elements from row to row; columns there are
+  const float* scale;       // padded to whole lines; unused for float32 weights
+  const float* bias;        // padded to whole lines
+  bool stream;              // whole lines past the caches
+
+  template <typename Kind>
+  void write(int64_t row, int64_t column, const typename Kind::Wide* sums) const {
+    alignas(kLine) float values[Kind::kColumns];
+#pragma omp simd
+    for (int i = 0; i < Kind::kColumns; ++i) {
+      if constexpr (std::is_same_v<typename Kind::Wide, float>)
+        values[i] = sums[i] + bias[column + i];
+      else
+        values[i] = static_cast<float>(sums[i]) * scale[column + i] + bias[column + i];
+    }
+    const int64_t here = row * stride + column, width = std::min<int64_t>(Kind::kColumns, columns - column);
+    if (dtype != Dtype::f32) return store_row(data, dtype, here, width, values);
+    float* to = static_cast<float*>(data) + here;
+    if (width < Kind::kColumns) {
+      memcpy(to, values, static_cast<size_t>(width) * 4);
+    } else if (stream) {
+      for (int i = 0; i < Kind::kColumns; i += 16) stream_line(to + i, values + i);
+    } else {
+      memcpy(to, values, sizeof values);
+    }
+  }
+};
+
+// May whole lines be streamed? Only to aligned float32 rows, and only where the output outgrows the second-level cache.
+inline bool may_stream(const void* data, Dtype dtype, int64_t rows, int64_t stride) {
+  return dtype == Dtype::f32 && stride % 16 == 0 && reinterpret_cast<uintptr_t>(data) % kLine == 0 &&
+         rows * stride * 4 > (int64_t{1} << 20);
+}
+
+// Add one block's lines to the sums of `rows` rows; row m takes list source[m] (m itself without a map, none below 0). The
+// first block starts the sums, the last hands them to `out` at `row + m`, others leave them in `sums`.
+template <typename Kind>
+void add_block(const char* tile, const Lists& lists, const int32_t* source, int64_t rows, typename Kind::Wide* sums, bool first,
+               bool last, const Output& out, int64_t row, int64_t column) {
+  using Wide = typename Kind::Wide;
+  for (int64_t m = 0; m < rows; ++m) {
+    const int64_t from = source == nullptr ? m : source[m];
+    alignas(kLine) Wide sum[Kind::kColumns] = {};
+    if (from >= 0) {
+      const int32_t start = lists.start[from];
+      Kind::sum(tile, lists.offsets + int64_t{4} * start, lists.start[from + 1] - start, lists.events[from], sum);
+    }
+    Wide* kept = sums + m * Kind::kColumns;
+    if (!first) {
+#pragma omp simd
+      for (int i = 0; i < Kind::kColumns; ++i) sum[i] += kept[i];
+    }
+    if (last)
+      out.write<Kind>(row + m, column, sum);
+    else
+      memcpy(kept, sum, sizeof sum);
+  }
+}
+
+}  // namespace SPIKECLIP_ISA
+}  // namespace spikeclip

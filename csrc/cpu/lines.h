@@ -1,0 +1,129 @@
+// A cache line of 64 bytes as native vectors, and sums of the lines of a tile that a list names: the inner loop of every
+// product of spikes. A tile is a stack of lines, one per input neuron, followed by one line of zeros.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace spikeclip {
+namespace SPIKECLIP_ISA {
+
+constexpr int kLine = 64;
+#if defined(__AVX512F__)
+constexpr int kVector = 64;
+#elif defined(__AVX2__)
+constexpr int kVector = 32;
+#else
+constexpr int kVector = 16;
+#endif
+constexpr int kParts = kLine / kVector;
+
+typedef float FloatVector __attribute__((vector_size(kVector), may_alias));
+typedef uint16_t ShortVector __attribute__((vector_size(kVector), may_alias));
+
+// The four line offsets of one group of a list, in bytes.
+struct Group {
+  uint64_t bits;
+  explicit Group(const uint16_t* list) { memcpy(&bits, list, 8); }
+  int64_t operator[](int i) const { return static_cast<int64_t>(bits >> (16 * i) & 0xFFFF); }
+};
+
+// float32 weights, 16 to a line; exact but for the order of the sum.
+struct Float32 {
+  using Wide = float;
+  static constexpr int kColumns = 16;
+  static constexpr int kDepth = 384;
+
+  static void sum(const char* tile, const uint16_t* list, int64_t groups, int64_t, Wide* out) {
+    FloatVector a[4][kParts] = {};
+    for (int64_t g = 0; g < groups; ++g) {
+      const Group at(list + 4 * g);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 4
+        for (int p = 0; p < kParts; ++p)
+          a[i][p] += *reinterpret_cast<const FloatVector*>(tile + at[i] + p * kVector);
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p)
+      reinterpret_cast<FloatVector*>(out)[p] = (a[0][p] + a[1][p]) + (a[2][p] + a[3][p]);
+  }
+};
+
+// int16 weights, 32 to a line. The positive and the negative weights of a column's block of kDepth each sum to less than
+// 2^15 (spikeclip/ops/weights.py sees to that), so no partial sum overflows.
+struct Int16 {
+  using Wide = int32_t;
+  static constexpr int kColumns = 32;
+  static constexpr int kDepth = 384;
+
+  static void sum(const char* tile, const uint16_t* list, int64_t groups, int64_t, Wide* out) {
+    ShortVector a[2][kParts] = {};
+    for (int64_t g = 0; g < groups; ++g) {
+      const Group at(list + 4 * g);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 4
+        for (int p = 0; p < kParts; ++p)
+          a[i % 2][p] += *reinterpret_cast<const ShortVector*>(tile + at[i] + p * kVector);
+    }
+    alignas(kLine) int16_t narrow[kColumns];
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) reinterpret_cast<ShortVector*>(narrow)[p] = a[0][p] + a[1][p];
+#pragma omp simd
+    for (int i = 0; i < kColumns; ++i) out[i] = narrow[i];
+  }
+};
+
+// int8 weights plus 128, 64 to a line; column i is byte 2i, column 32 + i byte 2i + 1. At most 256 bytes are added in 16
+// bits, so neither half of a lane overflows: the odd bytes are summed alone, and what they leave in the sum of whole lanes is
+// subtracted, modulo 2^16.
+struct Int8 {
+  using Wide = int32_t;
+  static constexpr int kColumns = 64;
+  static constexpr int kDepth = 256;
+
+  static void sum(const char* tile, const uint16_t* list, int64_t groups, int64_t events, Wide* out) {
+    ShortVector whole[2][kParts] = {}, odd[2][kParts] = {};
+    for (int64_t g = 0; g < groups; ++g) {
+      const Group at(list + 4 * g);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 4
+        for (int p = 0; p < kParts; ++p) {
+          const ShortVector line = *reinterpret_cast<const ShortVector*>(tile + at[i] + p * kVector);
+          whole[i % 2][p] += line;
+          odd[i % 2][p] += line >> 8;
+        }
+    }
+    alignas(kLine) uint16_t narrow[kColumns];
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) {
+      const ShortVector high = odd[0][p] + odd[1][p];
+      reinterpret_cast<ShortVector*>(narrow)[p] = whole[0][p] + whole[1][p] - (high << 8);
+      reinterpret_cast<ShortVector*>(narrow)[kParts + p] = high;
+    }
+    const int32_t offset = static_cast<int32_t>(128 * events);
+#pragma omp simd
+    for (int i = 0; i < kColumns; ++i) out[i] = narrow[i] - offset;
+  }
+};
+
+// Write a whole line past the caches: for outputs too large to stay in them.
+inline void stream_line(void* to, const void* from) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_load_si512(from));
+#elif defined(__AVX2__)
+  for (int p = 0; p < 2; ++p)
+    _mm256_stream_si256(static_cast<__m256i*>(to) + p, _mm256_load_si256(static_cast<const __m256i*>(from) + p));
+#else
+  memcpy(to, from, kLine);
+#endif
+}
+
+}  // namespace SPIKECLIP_ISA
+}  // namespace spikeclip

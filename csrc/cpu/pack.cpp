@@ -1,0 +1,127 @@
+// Compiled once per instruction set.
+#include "pack.h"
+
+#include <string.h>
+
+#include <algorithm>
+
+#include "convert.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace spikeclip {
+namespace SPIKECLIP_ISA {
+namespace {
+
+constexpr int64_t kSerialBelow = 65536;  // elements; starting threads costs more than the work
+
+// 32 values to a word; `other` collects bits of values that are neither 0 nor 1.
+#if defined(__AVX2__)
+uint32_t word_of(const float* s, uint32_t* other) {
+  const __m256i one = _mm256_set1_epi32(0x3F800000);
+  uint32_t word = 0;
+  for (int i = 0; i < 4; ++i) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(s + 8 * i));
+    const __m256i fired = _mm256_cmpeq_epi32(bits, one);
+    const __m256i strange = _mm256_andnot_si256(fired, _mm256_slli_epi32(bits, 1));  // -0 is 0
+    word |= static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(fired))) << (8 * i);
+    *other |= static_cast<uint32_t>(!_mm256_testz_si256(strange, strange));
+  }
+  return word;
+}
+
+uint32_t word_of(const uint16_t* s, uint16_t one_bits, uint32_t* other) {
+  const __m256i one = _mm256_set1_epi16(static_cast<int16_t>(one_bits));
+  __m256i fired[2];
+  for (int i = 0; i < 2; ++i) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(s + 16 * i));
+    fired[i] = _mm256_cmpeq_epi16(bits, one);
+    const __m256i strange = _mm256_andnot_si256(fired[i], _mm256_slli_epi16(bits, 1));
+    *other |= static_cast<uint32_t>(!_mm256_testz_si256(strange, strange));
+  }
+  const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(fired[0], fired[1]), 0xD8);
+  return static_cast<uint32_t>(_mm256_movemask_epi8(bytes));
+}
+#else
+uint32_t word_of(const float* s, uint32_t* other) {
+  uint32_t word = 0;
+  for (int i = 0; i < 32; ++i) {
+    word |= static_cast<uint32_t>(s[i] == 1.0f) << i;
+    *other |= static_cast<uint32_t>(!(s[i] == 1.0f || s[i] == 0.0f));
+  }
+  return word;
+}
+
+uint32_t word_of(const uint16_t* s, uint16_t one_bits, uint32_t* other) {
+  uint32_t word = 0;
+  for (int i = 0; i < 32; ++i) {
+    word |= static_cast<uint32_t>(s[i] == one_bits) << i;
+    *other |= static_cast<uint32_t>(s[i] != one_bits && (s[i] & 0x7FFF) != 0);
+  }
+  return word;
+}
+#endif
+
+uint16_t one_of(Dtype dtype) { return dtype == Dtype::f16 ? 0x3C00 : 0x3F80; }
+
+}  // namespace
+
+bool pack(const Pack& c) {
+  const int64_t words = words_per_row(c.length);
+  uint32_t other = 0;
+#pragma omp parallel for schedule(static) reduction(| : other) num_threads(c.rows * c.length < kSerialBelow ? 1 : c.threads)
+  for (int64_t r = 0; r < c.rows; ++r) {
+    for (int64_t w = 0; w < words; ++w) {
+      const int64_t at = r * c.length + 32 * w, width = std::min<int64_t>(32, c.length - 32 * w);
+      uint32_t word;
+      if (c.dtype == Dtype::f32) {
+        const float* s = static_cast<const float*>(c.spikes) + at;
+        float tail[32] = {};
+        if (width < 32) s = static_cast<const float*>(memcpy(tail, s, static_cast<size_t>(width) * 4));
+        word = word_of(s, &other);
+      } else {
+        const uint16_t* s = static_cast<const uint16_t*>(c.spikes) + at;
+        uint16_t tail[32] = {};
+        if (width < 32) s = static_cast<const uint16_t*>(memcpy(tail, s, static_cast<size_t>(width) * 2));
+        word = word_of(s, one_of(c.dtype), &other);
+      }
+      c.words[r * words + w] = word;
+    }
+  }
+  return other == 0;
+}
+
+namespace {
+
+template <typename T>
+void unpack_as(const Pack& c, T one) {
+  const int64_t words = words_per_row(c.length);
+  T* spikes = static_cast<T*>(const_cast<void*>(c.spikes));
+#pragma omp parallel for schedule(static) num_threads(c.rows * c.length < kSerialBelow ? 1 : c.threads)
+  for (int64_t r = 0; r < c.rows; ++r) {
+    for (int64_t w = 0; w < words; ++w) {
+      const uint32_t word = c.words[r * words + w];
+      T* to = spikes + r * c.length + 32 * w;
+      T tail[32];
+      const int64_t width = std::min<int64_t>(32, c.length - 32 * w);
+      T* values = width < 32 ? tail : to;
+#pragma omp simd
+      for (int i = 0; i < 32; ++i) values[i] = (word >> i & 1) ? one : T(0);
+      if (width < 32) memcpy(to, tail, static_cast<size_t>(width) * sizeof(T));
+    }
+  }
+}
+
+}  // namespace
+
+void unpack(const Pack& c) {
+  if (c.dtype == Dtype::f32)
+    unpack_as<float>(c, 1.0f);
+  else
+    unpack_as<uint16_t>(c, one_of(c.dtype));
+}
+
+}  // namespace SPIKECLIP_ISA
+}  // namespace spikeclip

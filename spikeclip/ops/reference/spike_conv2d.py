@@ -1,0 +1,40 @@
+"""Convolutions of spikes in plain torch: unpack, then convolve densely."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .pack import unpack
+
+
+def _images(words: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    return unpack(words, channels, dtype).permute(0, 3, 1, 2)
+
+
+def spike_conv2d(
+    words: Tensor,
+    channels: int,
+    w: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """words [B, H, W, ceil(channels / 32)], w [O, channels, kh, kw] -> [B, O, OH, OW] in ``dtype``, channels last in memory.
+
+    Integer ``w`` comes with ``scale`` [O]; ``bias`` [O] or None.
+    """
+    w = w if scale is None else w.float() * scale.view(-1, 1, 1, 1)
+    bias = None if bias is None else bias.to(w.dtype)
+    y = torch.nn.functional.conv2d(_images(words, channels, w.dtype), w, bias, stride, padding)
+    return y.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def spike_conv2d_dw(
+    words: Tensor, channels: int, dy: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """The gradient of w, float32 [O, channels, kh, kw], from dy [B, O, OH, OW]."""
+    s = _images(words, channels, dy.dtype)
+    return torch.nn.grad.conv2d_weight(s, (dy.shape[1], channels, *kernel), dy, stride, padding).float()
