@@ -2,12 +2,17 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "cpu/lif.h"
+#include "cpu/pack.h"
 #include "cpu/pages.h"
+#include "cpu/spike_attention.h"
+#include "cpu/spike_conv2d.h"
+#include "cpu/spike_matmul.h"
 
 namespace py = pybind11;
 using namespace spikeclip;
@@ -19,18 +24,35 @@ struct Isa {
   bool supported;
   void (*lif_forward)(const LifForward&);
   void (*lif_backward)(const LifBackward&);
+  bool (*pack)(const Pack&);
+  void (*unpack)(const Pack&);
+  int64_t (*count)(const uint32_t*, int64_t);
+  void (*tile_weights)(const TileWeights&);
+  void (*spike_matmul)(const SpikeMatmul&);
+  void (*spike_matmul_grad)(const SpikeMatmulGrad&);
+  void (*spike_conv2d)(const SpikeConv2d&);
+  void (*spike_conv2d_grad)(const SpikeConv2dGrad&);
+  void (*spike_attention)(const SpikeAttention&);
+  void (*spike_attention_grad)(const SpikeAttentionGrad&);
 };
+
+#define SPIKECLIP_ROW(isa, supported)                                                                              \
+  {                                                                                                                \
+    #isa, supported, isa::lif_forward, isa::lif_backward, isa::pack, isa::unpack, isa::count, isa::tile_weights,    \
+        isa::spike_matmul, isa::spike_matmul_grad, isa::spike_conv2d, isa::spike_conv2d_grad, isa::spike_attention, \
+        isa::spike_attention_grad                                                                                  \
+  }
 
 // Widest last.
 std::vector<Isa> table() {
-  std::vector<Isa> rows{{"baseline", true, baseline::lif_forward, baseline::lif_backward}};
+  std::vector<Isa> rows{SPIKECLIP_ROW(baseline, true)};
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  rows.push_back({"avx2", has_avx2, avx2::lif_forward, avx2::lif_backward});
-  rows.push_back({"avx512", has_avx512, avx512::lif_forward, avx512::lif_backward});
+  rows.push_back(SPIKECLIP_ROW(avx2, has_avx2));
+  rows.push_back(SPIKECLIP_ROW(avx512, has_avx512));
 #endif
   return rows;
 }
@@ -98,6 +120,91 @@ void lif_bwd(uintptr_t ds, int ds_dtype, uintptr_t dv_last, uintptr_t x, int x_d
                         Surrogate(surrogate), threads});
 }
 
+bool pack(uintptr_t spikes, int dtype, uintptr_t words, int64_t rows, int64_t length, int threads) {
+  check_sizes(rows, length, threads);
+  return current.pack({at<void>(spikes), Dtype(dtype), at<uint32_t>(words), rows, length, threads});
+}
+
+void unpack(uintptr_t words, uintptr_t spikes, int dtype, int64_t rows, int64_t length, int threads) {
+  check_sizes(rows, length, threads);
+  current.unpack({at<void>(spikes), Dtype(dtype), at<uint32_t>(words), rows, length, threads});
+}
+
+int64_t count(uintptr_t words, int64_t number) { return current.count(at<uint32_t>(words), number); }
+
+Tiles tiles(int kind, int64_t groups, int64_t length, int64_t columns) {
+  check_sizes(groups, length, 1);
+  check_sizes(columns, 1, 1);
+  return {WeightKind(kind), groups, length, columns};
+}
+
+int64_t tile_bytes(int kind, int64_t groups, int64_t length, int64_t columns) {
+  return tiles(kind, groups, length, columns).bytes();
+}
+
+void tile_weights(uintptr_t weights, int dtype, std::array<int64_t, 3> strides, int kind, int64_t groups, int64_t length,
+                  int64_t columns, uintptr_t out, int threads) {
+  current.tile_weights({tiles(kind, groups, length, columns), at<void>(weights), Dtype(dtype), strides[0], strides[1],
+                        strides[2], at<void>(out), threads});
+}
+
+void spike_matmul(uintptr_t words, int64_t rows, int kind, int64_t length, int64_t columns, uintptr_t weights,
+                  uintptr_t scale, uintptr_t bias, uintptr_t out, int out_dtype, int threads) {
+  check_sizes(rows, length, threads);
+  prefer_huge_pages(at<void>(out), bytes(rows * columns, out_dtype));
+  current.spike_matmul({at<uint32_t>(words), rows, tiles(kind, 1, length, columns), at<void>(weights), at<float>(scale),
+                        at<float>(bias), at<void>(out), Dtype(out_dtype), threads});
+}
+
+void spike_matmul_grad(uintptr_t words, int64_t rows, int64_t length, int64_t columns, uintptr_t dy, int dy_dtype,
+                       uintptr_t dw, int threads) {
+  check_sizes(rows, length, threads);
+  current.spike_matmul_grad(
+      {at<uint32_t>(words), rows, length, columns, at<void>(dy), Dtype(dy_dtype), at<float>(dw), threads});
+}
+
+// batch, height, width, out height and width, kernel, stride and padding, each height first
+using Conv2dShape = std::array<int64_t, 11>;
+
+Conv2d conv2d(const Conv2dShape& s) { return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10]}; }
+
+void spike_conv2d(uintptr_t words, const Conv2dShape& shape, int kind, int64_t channels, int64_t columns,
+                  uintptr_t weights, uintptr_t scale, uintptr_t bias, uintptr_t out, int out_dtype, int threads) {
+  const Conv2d s = conv2d(shape);
+  check_sizes(s.batch * s.out_height * s.out_width, s.height * s.width, threads);
+  prefer_huge_pages(at<void>(out), bytes(s.batch * s.out_height * s.out_width * columns, out_dtype));
+  current.spike_conv2d({s, at<uint32_t>(words), tiles(kind, s.kernel_height * s.kernel_width, channels, columns),
+                        at<void>(weights), at<float>(scale), at<float>(bias), at<void>(out), Dtype(out_dtype), threads});
+}
+
+void spike_conv2d_grad(uintptr_t words, const Conv2dShape& shape, int64_t channels, int64_t columns, uintptr_t dy,
+                       int dy_dtype, uintptr_t dw, int threads) {
+  check_sizes(channels, columns, threads);
+  current.spike_conv2d_grad(
+      {conv2d(shape), at<uint32_t>(words), channels, columns, at<void>(dy), Dtype(dy_dtype), at<float>(dw), threads});
+}
+
+// images, q tokens, k tokens, channels, heads
+using AttentionShape = std::array<int64_t, 5>;
+
+SpikeAttention attention(const std::array<uintptr_t, 3>& qkv, const AttentionShape& s, float scale, uintptr_t out, int dtype,
+                         int threads) {
+  check_sizes(s[0] * s[1] * s[2], s[3] * s[4], threads);
+  return {at<uint32_t>(qkv[0]), at<uint32_t>(qkv[1]), at<uint32_t>(qkv[2]), s[0], s[1], s[2], s[3], s[4], scale, at<void>(out),
+          Dtype(dtype), threads};
+}
+
+void spike_attention(const std::array<uintptr_t, 3>& qkv, const AttentionShape& shape, float scale, uintptr_t out, int dtype,
+                     int threads) {
+  current.spike_attention(attention(qkv, shape, scale, out, dtype, threads));
+}
+
+void spike_attention_grad(const std::array<uintptr_t, 3>& qkv, const AttentionShape& shape, float scale, uintptr_t dy,
+                          int dtype, const std::array<uintptr_t, 3>& gradients, int threads) {
+  current.spike_attention_grad({attention(qkv, shape, scale, dy, dtype, threads), at<void>(gradients[0]),
+                                at<void>(gradients[1]), at<void>(gradients[2])});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -105,6 +212,17 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("lif_fwd", &lif_fwd, no_gil);
   m.def("lif_bwd", &lif_bwd, no_gil);
   m.def("tau_partials", &tau_partials);
+  m.def("pack", &pack, no_gil, "False: a value is neither 0 nor 1.");
+  m.def("unpack", &unpack, no_gil);
+  m.def("count", &count, no_gil);
+  m.def("tile_bytes", &tile_bytes);
+  m.def("tile_weights", &tile_weights, no_gil);
+  m.def("spike_matmul", &spike_matmul, no_gil);
+  m.def("spike_matmul_grad", &spike_matmul_grad, no_gil);
+  m.def("spike_conv2d", &spike_conv2d, no_gil);
+  m.def("spike_conv2d_grad", &spike_conv2d_grad, no_gil);
+  m.def("spike_attention", &spike_attention, no_gil);
+  m.def("spike_attention_grad", &spike_attention_grad, no_gil);
   m.def("isa", [] { return current.name; });
   m.def("isas", &supported, "Instruction sets that this machine can run, widest last.");
   m.def("set_isa", &set_isa);

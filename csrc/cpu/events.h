@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 #include <new>
+#include <type_traits>
 
 #include "convert.h"
 #include "lines.h"
@@ -34,6 +35,16 @@ struct AlignedArray {
   AlignedArray& operator=(const AlignedArray&) = delete;
   ~AlignedArray() { ::operator delete(data, std::align_val_t(kLine)); }
 };
+
+// `count` floats, or zeros where there are none, padded with zeros.
+struct Padded : AlignedArray<float> {
+  Padded(const float* from, int64_t count, int64_t padded) : AlignedArray(padded) {
+    std::fill(data, data + padded, 0.0f);
+    if (from != nullptr) std::copy(from, from + count, data);
+  }
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Lists of `rows` rows over one block of at most `depth` inputs. Every list is padded to whole groups of four with the line of
 // zeros, which follows the block's own lines.
@@ -70,7 +81,7 @@ struct Lists {
 struct Output {
   void* data;
   Dtype dtype;
-  int64_t stride, columns;  // elements from row to row; columns there are
+  int64_t columns;
   const float* scale;       // padded to whole lines; unused for float32 weights
   const float* bias;        // padded to whole lines
   bool stream;              // whole lines past the caches
@@ -85,7 +96,7 @@ struct Output {
       else
         values[i] = static_cast<float>(sums[i]) * scale[column + i] + bias[column + i];
     }
-    const int64_t here = row * stride + column, width = std::min<int64_t>(Kind::kColumns, columns - column);
+    const int64_t here = row * columns + column, width = std::min<int64_t>(Kind::kColumns, columns - column);
     if (dtype != Dtype::f32) return store_row(data, dtype, here, width, values);
     float* to = static_cast<float*>(data) + here;
     if (width < Kind::kColumns) {
@@ -99,9 +110,9 @@ struct Output {
 };
 
 // May whole lines be streamed? Only to aligned float32 rows, and only where the output outgrows the second-level cache.
-inline bool may_stream(const void* data, Dtype dtype, int64_t rows, int64_t stride) {
-  return dtype == Dtype::f32 && stride % 16 == 0 && reinterpret_cast<uintptr_t>(data) % kLine == 0 &&
-         rows * stride * 4 > (int64_t{1} << 20);
+inline bool may_stream(const void* data, Dtype dtype, int64_t rows, int64_t columns) {
+  return dtype == Dtype::f32 && columns % 16 == 0 && reinterpret_cast<uintptr_t>(data) % kLine == 0 &&
+         rows * columns * 4 > (int64_t{1} << 20);
 }
 
 // Add one block's lines to the sums of `rows` rows; row m takes list source[m] (m itself without a map, none below 0). The

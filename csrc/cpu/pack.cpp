@@ -123,5 +123,11 @@ void unpack(const Pack& c) {
     unpack_as<uint16_t>(c, one_of(c.dtype));
 }
 
+int64_t count(const uint32_t* words, int64_t number) {
+  int64_t total = 0;
+  for (int64_t i = 0; i < number; ++i) total += __builtin_popcount(words[i]);
+  return total;
+}
+
 }  // namespace SPIKECLIP_ISA
 }  // namespace spikeclip

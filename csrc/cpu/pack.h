@@ -21,6 +21,7 @@ struct Pack {
   namespace isa {                                                     \
   bool pack(const Pack& call); /* false: a value is neither 0 nor 1 */ \
   void unpack(const Pack& call);                                      \
+  int64_t count(const uint32_t* words, int64_t number);               \
   }
 SPIKECLIP_DECLARE(baseline)
 #if defined(__x86_64__)
@@ -28,12 +29,5 @@ SPIKECLIP_DECLARE(avx2)
 SPIKECLIP_DECLARE(avx512)
 #endif
 #undef SPIKECLIP_DECLARE
-
-// Set bits among `words` words.
-inline int64_t count_bits(const uint32_t* words, int64_t count) {
-  int64_t total = 0;
-  for (int64_t i = 0; i < count; ++i) total += __builtin_popcount(words[i]);
-  return total;
-}
 
 }  // namespace spikeclip

@@ -5,20 +5,13 @@
 #include "events.h"
 #include "pack.h"
 #include "threads.h"
-#include "transpose.h"
+#include "weight_gradient.h"
 
 namespace spikeclip {
 namespace SPIKECLIP_ISA {
 namespace {
 
 constexpr int64_t kPanel = 1024;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-void padded_copy(const float* from, int64_t count, int64_t padded, float* to) {
-  std::fill(to, to + padded, 0.0f);
-  if (from != nullptr) std::copy(from, from + count, to);
-}
 
 template <typename Kind>
 void multiply(const SpikeMatmul& c) {
@@ -30,10 +23,8 @@ void multiply(const SpikeMatmul& c) {
   const int64_t shares = std::min<int64_t>(strips, ceil_div(threads, ceil_div(c.rows, panel)));
   const int64_t jobs = ceil_div(c.rows, panel) * shares;
 
-  const AlignedArray<float> scale(strips * Kind::kColumns), bias(strips * Kind::kColumns);
-  padded_copy(c.scale, tiles.columns, strips * Kind::kColumns, scale.data);
-  padded_copy(c.bias, tiles.columns, strips * Kind::kColumns, bias.data);
-  const Output out{c.out, c.out_dtype, tiles.columns, tiles.columns, scale.data, bias.data,
+  const Padded scale(c.scale, tiles.columns, strips * Kind::kColumns), bias(c.bias, tiles.columns, strips * Kind::kColumns);
+  const Output out{c.out, c.out_dtype, tiles.columns, scale.data, bias.data,
                    may_stream(c.out, c.out_dtype, c.rows, tiles.columns)};
 
   const int64_t list_size = Lists::capacity(panel, std::min<int64_t>(Kind::kDepth, tiles.length));
@@ -118,52 +109,9 @@ void spike_matmul(const SpikeMatmul& c) {
   }
 }
 
-// Spikes transposed, the rows become the inputs: dW's row k adds the lines of dy at which input k fired.
 void spike_matmul_grad(const SpikeMatmulGrad& c) {
-  constexpr int64_t kDepth = Float32::kDepth, kColumns = Float32::kColumns, kBlocksAtOnce = 24;
-  const int64_t strips = ceil_div(c.columns, kColumns), blocks = ceil_div(c.rows, kDepth);
-  const int64_t at_once = std::min(blocks, kBlocksAtOnce), padded = ceil_div(c.length, 64) * 64;
-  const int64_t list_size = Lists::capacity(padded, kDepth);
-  const AlignedArray<uint16_t> offsets(at_once * list_size);
-  const AlignedArray<int32_t> starts(at_once * (padded + 1)), events(at_once * padded);
-  const AlignedArray<float> sums(strips * c.length * kColumns), zero_bias(strips * kColumns);
-  std::fill(zero_bias.data, zero_bias.data + strips * kColumns, 0.0f);
-  const auto lists = [&](int64_t slot) {
-    return Lists{offsets.data + slot * list_size, starts.data + slot * (padded + 1), events.data + slot * padded};
-  };
-  const Output out{c.dw, Dtype::f32, c.columns, c.columns, nullptr, zero_bias.data, false};
-  for (int64_t done = 0; done < blocks; done += at_once) {
-    const int64_t now = std::min(at_once, blocks - done);
-#pragma omp parallel num_threads(c.threads)
-    {
-      const AlignedArray<uint64_t> columns(padded * kDepth / 64);
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t slot = 0; slot < now; ++slot) {
-        const int64_t first = (done + slot) * kDepth, rows = std::min(kDepth, c.rows - first);
-        transpose_bits(c.words + first * words_per_row(c.length), words_per_row(c.length), rows, c.length, columns.data,
-                       kDepth / 64);
-        lists(slot).decode(reinterpret_cast<const uint8_t*>(columns.data), kDepth / 8, ceil_div(rows, 8), c.length,
-                           static_cast<uint16_t>(kDepth * kLine));
-      }
-      const AlignedArray<char> tile((kDepth + 1) * kLine);
-      memset(tile.data + kDepth * kLine, 0, kLine);
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t strip = 0; strip < strips; ++strip) {
-        const int64_t column = strip * kColumns, width = std::min(kColumns, c.columns - column);
-        for (int64_t slot = 0; slot < now; ++slot) {
-          const int64_t first = (done + slot) * kDepth, rows = std::min(kDepth, c.rows - first);
-          for (int64_t r = 0; r < rows; ++r) {
-            float* line = reinterpret_cast<float*>(tile.data + r * kLine);
-            const float* row = load_row(c.dy, c.dy_dtype, (first + r) * c.columns + column, width, line);
-            if (row != line) memcpy(line, row, static_cast<size_t>(width) * 4);
-            std::fill(line + width, line + kColumns, 0.0f);
-          }
-          add_block<Float32>(tile.data, lists(slot), nullptr, c.length, sums.data + strip * c.length * kColumns,
-                             done + slot == 0, done + slot == blocks - 1, out, 0, column);
-        }
-      }
-    }
-  }
+  weight_gradient({c.words, c.rows, c.length, c.columns, c.dy, c.dy_dtype, 1, c.dw, c.threads},
+                  [](int64_t, int64_t row) { return row; });
 }
 
 }  // namespace SPIKECLIP_ISA

@@ -1,5 +1,19 @@
 """Public functions: validate, torch op, fake, autograd, autocast; one file per op."""
 
 from .lif import lif
+from .packed import PackedSpikes, pack_spikes
+from .spike_attention import spike_attention
+from .spike_conv2d import spike_conv2d
+from .spike_matmul import spike_matmul
+from .weights import SpikeWeights, prepare_weights
 
-__all__ = ["lif"]
+__all__ = [
+    "PackedSpikes",
+    "SpikeWeights",
+    "lif",
+    "pack_spikes",
+    "prepare_weights",
+    "spike_attention",
+    "spike_conv2d",
+    "spike_matmul",
+]

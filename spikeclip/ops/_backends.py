@@ -1,6 +1,7 @@
 """The table of backends and the choice between them: the only place that reads the environment.
 
-``SPIKECLIP_CPU_ISA`` (baseline, avx2, avx512) forces the C++ extension's instruction set; ``TRITON_INTERPRET=1`` is Triton's.
+``SPIKECLIP_CPU_ISA`` (baseline, avx2, avx512) forces the C++ extension's instruction set; ``SPIKECLIP_CHECK=1`` looks for
+values other than 0 and 1 in spikes on accelerators too (on the CPU it always happens); ``TRITON_INTERPRET=1`` is Triton's.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from types import SimpleNamespace
 import torch
 
 FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-OPS = ("lif",)
+OPS = ("lif", "pack_spikes", "spike_matmul", "spike_conv2d", "spike_attention")
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One row: where it runs, what it takes, why it may be missing, and its functions (``lif_fwd``, ``lif_bwd``)."""
+    """One row: where it runs, what it takes, why it may be missing, and its functions, as in ``ops.reference``."""
 
     name: str
     devices: tuple[str, ...]
@@ -33,6 +34,11 @@ class Backend:
 def triton_interpreted() -> bool:
     """True when ``TRITON_INTERPRET=1``: Triton kernels then run on CPU tensors, slowly, for tests."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def checks_spikes(device: str) -> bool:
+    """Whether values other than 0 and 1 among spikes are looked for on this device type: free on the CPU, a stall elsewhere."""
+    return device == "cpu" or os.environ.get("SPIKECLIP_CHECK", "0") == "1"
 
 
 def _extension_missing(name: str) -> str | None:
@@ -57,23 +63,25 @@ def _triton_missing() -> str | None:
 
 
 def _load_cpu() -> object:
-    from ._native import Native
+    from ._native_cpu import NativeCpu
 
     extension = importlib.import_module("spikeclip._cpu")
     if forced := os.environ.get("SPIKECLIP_CPU_ISA"):
         extension.set_isa(forced)
-    return Native(extension, lambda x: torch.get_num_threads())
+    return NativeCpu(extension, lambda x: torch.get_num_threads())
 
 
 def _load_cuda() -> object:
-    from ._native import Native
+    from ._native_cuda import NativeCuda
 
     extension = importlib.import_module("spikeclip._cuda")
-    return Native(extension, lambda x: torch.cuda.current_stream(x.device).cuda_stream)
+    return NativeCuda(extension, lambda x: torch.cuda.current_stream(x.device).cuda_stream)
 
 
 def _load_triton() -> object:
-    return importlib.import_module("spikeclip.kernels.lif")
+    names = ("lif", "pack", "spike_matmul", "spike_conv2d", "spike_attention")
+    modules = [importlib.import_module(f"spikeclip.kernels.{name}") for name in names]
+    return SimpleNamespace(**{key: value for module in modules for key, value in vars(module).items() if key[0] != "_"})
 
 
 def _load_torch() -> object:
@@ -131,7 +139,7 @@ def chosen(backend: str, device: str, dtype: torch.dtype) -> str:
 
 @functools.cache
 def functions(backend: str, device: str, dtype: torch.dtype):
-    """The object that holds ``lif_fwd`` and ``lif_bwd`` for this choice."""
+    """The object that holds this choice's functions, named and shaped as in ``spikeclip.ops.reference``."""
     return BACKENDS[chosen(backend, device, dtype)].load()
 
 

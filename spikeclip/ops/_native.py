@@ -13,10 +13,10 @@ from torch import Tensor
 
 from .surrogate import SURROGATES
 
-_DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum Dtype in csrc/lif_step.h
+DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum Dtype in csrc/lif_step.h
 
 
-def _pointer(tensor: Tensor | None) -> int:
+def pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -40,7 +40,7 @@ class Native:
         n = v_last.numel()
         if n:
             self._ext.lif_fwd(
-                x.data_ptr(), _DTYPE[x.dtype], _pointer(v0), spikes.data_ptr(), _DTYPE[spike_dtype],
+                x.data_ptr(), DTYPE[x.dtype], pointer(v0), spikes.data_ptr(), DTYPE[spike_dtype],
                 v_last.data_ptr(), steps, n, *self._tau(tau, x), v_threshold,
                 0.0 if v_reset is None else v_reset, decay_input, v_reset is None, self._context(x),
             )  # fmt: skip
@@ -59,8 +59,8 @@ class Native:
         partial = x.new_zeros(self._ext.tau_partials(n) if learn_tau else 0, dtype=torch.float64)
         if n:
             self._ext.lif_bwd(
-                _pointer(ds), 0 if ds is None else _DTYPE[ds.dtype], _pointer(dv_last), x.data_ptr(), _DTYPE[x.dtype],
-                _pointer(v0), dx.data_ptr(), dv0.data_ptr() if v0 is not None else 0,
+                pointer(ds), 0 if ds is None else DTYPE[ds.dtype], pointer(dv_last), x.data_ptr(), DTYPE[x.dtype],
+                pointer(v0), dx.data_ptr(), dv0.data_ptr() if v0 is not None else 0,
                 partial.data_ptr() if learn_tau else 0, steps, n, *self._tau(tau, x), v_threshold,
                 0.0 if v_reset is None else v_reset, decay_input, v_reset is None, detach_reset,
                 SURROGATES[surrogate].index, alpha, self._context(x),

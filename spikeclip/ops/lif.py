@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _backends
+from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
 from .surrogate import SURROGATES
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -186,9 +187,6 @@ def _bwd_fake(ds, dv_last, x, v0, tau, tau_tensor, *args):
     return torch.empty_like(x), dv0, none if tau_tensor is None else none.new_empty(())
 
 
-_below_autograd = torch._C._AutoDispatchBelowAutograd
-
-
 class _Lif(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, v0, tau, tau_tensor, *options):
@@ -196,7 +194,7 @@ class _Lif(torch.autograd.Function):
         *neuron, _spike_dtype, backend = options
         ctx.options = (tau, neuron, backend)
         ctx.set_materialize_grads(False)
-        with _below_autograd():
+        with below_autograd():
             return _lif_fwd(x, v0, tau, tau_tensor, *options)
 
     @staticmethod
@@ -209,38 +207,14 @@ class _Lif(torch.autograd.Function):
         return dx, (None if v0 is None else dv0), None, (None if tau_tensor is None else dtau), *(None,) * 8
 
 
-class _LifGrad(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *args):
-        with _below_autograd():
-            return _lif_bwd(*args)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise RuntimeError("spikeclip.ops.lif has no second derivative: call backward() without create_graph=True")
-
-
-def _with_autograd(function: type[torch.autograd.Function], op):
-    """The op's Autograd kernel; by hand because ``torch.library.register_autograd`` costs 30 us more a call."""
-
-    def call(*args):
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            return function.apply(*args)
-        with _below_autograd():
-            return op(*args)
-
-    return call
-
-
 def _autocast(device_type: str):
     """The op's autocast kernel: x keeps its dtype, and spikes, exact in any, come out in the autocast dtype."""
-    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}"))
 
     def call(x, *args):
         *rest, spike_dtype, backend = args
         if spike_dtype is None and x.dtype == torch.float32:
             spike_dtype = torch.get_autocast_dtype(device_type)
-        with torch._C._ExcludeDispatchKeyGuard(key):
+        with below_autocast(device_type):
             return _lif_fwd(x, *rest, spike_dtype, backend)
 
     return call
@@ -252,7 +226,7 @@ for _device in ("CPU", "CUDA"):
     _library.impl("lif_fwd", _fwd, _device)
     _library.impl("lif_bwd", _bwd, _device)
     _library.impl("lif_fwd", _autocast(_device.lower()), f"Autocast{_device}")
-_library.impl("lif_fwd", _with_autograd(_Lif, _lif_fwd), "Autograd")
-_library.impl("lif_bwd", _with_autograd(_LifGrad, _lif_bwd), "Autograd")
+_library.impl("lif_fwd", with_autograd(_Lif, _lif_fwd), "Autograd")
+_library.impl("lif_bwd", with_autograd(no_second_derivative("lif", _lif_bwd), _lif_bwd), "Autograd")
 torch.library.register_fake("spikeclip::lif_fwd", _fwd_fake, lib=_library)
 torch.library.register_fake("spikeclip::lif_bwd", _bwd_fake, lib=_library)

@@ -23,3 +23,8 @@ def unpack(words: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     """The inverse of :func:`pack`: ones and zeros [..., length] in ``dtype``."""
     bits = words.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=words.device) & 1
     return bits.flatten(-2)[..., :length].to(dtype)
+
+
+def count(words: Tensor) -> int:
+    """Spikes among int32 ``words`` of any shape."""
+    return int(unpack(words, 32 * words.shape[-1], torch.uint8).sum(dtype=torch.int64)) if words.numel() else 0

@@ -1,0 +1,192 @@
+// Compiled once per instruction set. A job is one head of one image: k^T v is counted by adding v's bits, as numbers, to the row
+// of every set bit of k, and the rows that q's bits name are then summed. Counts are integers, so the result is exact.
+#include "spike_attention.h"
+
+#include "events.h"
+#include "pack.h"
+#include "threads.h"
+
+namespace spikeclip {
+namespace SPIKECLIP_ISA {
+namespace {
+
+// Rows of a head's matrices are padded to this many lanes.
+constexpr int64_t kLanes = 16;
+
+int64_t lanes(int64_t width) { return ceil_div(width, kLanes) * kLanes; }
+
+// Bits [first, first + width) of a row of words, 64 at a time.
+struct HeadBits {
+  const uint32_t* row;
+  int64_t first, width;
+
+  uint64_t chunk(int64_t at) const {
+    const int64_t bit = first + at, left = width - at;
+    const uint32_t* word = row + bit / 32;
+    const int64_t shift = bit % 32, wanted = std::min<int64_t>(left, 64);
+    uint64_t bits = word[0] >> shift;
+    if (shift + wanted > 32) bits |= static_cast<uint64_t>(word[1]) << (32 - shift);
+    if (shift + wanted > 64) bits |= static_cast<uint64_t>(word[2]) << (64 - shift);
+    return wanted < 64 ? bits & ((uint64_t{1} << wanted) - 1) : bits;
+  }
+
+  template <typename Visit>
+  void each(Visit visit) const {
+    for (int64_t at = 0; at < width; at += 64)
+      for (uint64_t bits = chunk(at); bits != 0; bits &= bits - 1) visit(at + __builtin_ctzll(bits));
+  }
+
+  template <typename T>
+  void expand(T* out) const {
+    for (int64_t at = 0; at < width; at += 64) {
+      const uint64_t bits = chunk(at);
+      const int64_t here = std::min<int64_t>(64, lanes(width) - at);
+#pragma omp simd
+      for (int64_t i = 0; i < here; ++i) out[at + i] = static_cast<T>(bits >> i & 1);
+    }
+  }
+};
+
+// A fixed number of lanes keeps a row's sums in registers; 0 stands for any number.
+template <int kFixed, typename T>
+void add_row(T* sum, const T* row, int64_t count) {
+  const int64_t n = kFixed != 0 ? kFixed : count;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) sum[i] += row[i];
+}
+
+// out[j] = the sum of the rows of `matrix` that the bits name.
+template <int kFixed, typename T>
+void sum_rows(const HeadBits& bits, const T* matrix, int64_t count, T* out) {
+  if constexpr (kFixed != 0) {
+    T sum[kFixed] = {};
+    bits.each([&](int64_t i) { add_row<kFixed>(sum, matrix + i * kFixed, kFixed); });
+    memcpy(out, sum, sizeof sum);
+  } else {
+    std::fill(out, out + count, T(0));
+    bits.each([&](int64_t i) { add_row<0>(out, matrix + i * count, count); });
+  }
+}
+
+struct Shape {
+  int64_t stride, width, padded;
+  explicit Shape(const SpikeAttention& c)
+      : stride(words_per_row(c.channels)), width(c.channels / c.heads), padded(lanes(width)) {}
+};
+
+// k^T v of one head: counts [width, padded].
+template <int kFixed, typename T>
+void count_pairs(const SpikeAttention& c, const Shape& s, int64_t image, int64_t head, T* counts, T* row) {
+  std::fill(counts, counts + s.width * s.padded, T(0));
+  for (int64_t n = 0; n < c.k_tokens; ++n) {
+    const int64_t at = (image * c.k_tokens + n) * s.stride;
+    const HeadBits k{c.k + at, head * s.width, s.width}, v{c.v + at, head * s.width, s.width};
+    v.expand(row);
+    k.each([&](int64_t i) { add_row<kFixed>(counts + i * s.padded, row, s.padded); });
+  }
+}
+
+template <int kFixed, typename T>
+void attend(const SpikeAttention& c) {
+  const Shape s(c);
+  const AlignedArray<T> scratch(c.threads * (s.width + 2) * s.padded);
+  const AlignedArray<float> values(c.threads * s.padded);
+#pragma omp parallel for schedule(static) num_threads(c.threads) collapse(2)
+  for (int64_t image = 0; image < c.images; ++image)
+    for (int64_t head = 0; head < c.heads; ++head) {
+      T* counts = scratch.data + thread_index() * (s.width + 2) * s.padded;
+      T *row = counts + s.width * s.padded, *sum = row + s.padded;
+      count_pairs<kFixed>(c, s, image, head, counts, row);
+      for (int64_t n = 0; n < c.q_tokens; ++n) {
+        const int64_t token = image * c.q_tokens + n;
+        sum_rows<kFixed>({c.q + token * s.stride, head * s.width, s.width}, counts, s.padded, sum);
+        const int64_t at = token * c.channels + head * s.width;
+        float* to = row_to_write(c.out, c.dtype, at, values.data + thread_index() * s.padded);
+#pragma omp simd
+        for (int64_t j = 0; j < s.width; ++j) to[j] = static_cast<float>(sum[j]) * c.scale;
+        store_row(c.out, c.dtype, at, s.width, to);
+      }
+    }
+}
+
+template <int kFixed>
+void attend_by_counts(const SpikeAttention& c) {
+  const int64_t largest = c.k_tokens * (c.channels / c.heads);
+  return largest < (1 << 16) ? attend<kFixed, uint16_t>(c) : attend<kFixed, uint32_t>(c);
+}
+
+// With P = k^T v and G = q^T dy: dq = dy P^T, dk = v G^T, dv = k G.
+template <int kFixed>
+void differentiate(const SpikeAttentionGrad& c) {
+  const SpikeAttention& f = c.forward;
+  const Shape s(f);
+  const int64_t matrix = s.padded * s.padded;
+  const AlignedArray<float> scratch(f.threads * (3 * matrix + 3 * s.padded));
+#pragma omp parallel for schedule(static) num_threads(f.threads) collapse(2)
+  for (int64_t image = 0; image < f.images; ++image)
+    for (int64_t head = 0; head < f.heads; ++head) {
+      float* counts = scratch.data + thread_index() * (3 * matrix + 3 * s.padded);
+      float *g = counts + matrix, *transposed = g + matrix;
+      float *row = transposed + matrix, *sum = row + s.padded, *buffer = sum + s.padded;
+      count_pairs<kFixed>(f, s, image, head, counts, row);
+      for (int64_t i = 0; i < s.width; ++i)
+        for (int64_t j = 0; j < s.width; ++j) transposed[j * s.padded + i] = counts[i * s.padded + j];
+      std::fill(g, g + matrix, 0.0f);
+      std::fill(row, row + s.padded, 0.0f);
+      for (int64_t n = 0; n < f.q_tokens; ++n) {
+        const int64_t token = image * f.q_tokens + n, at = token * f.channels + head * s.width;
+        const float* dy = load_row(f.out, f.dtype, at, s.width, buffer);
+        for (int64_t j = 0; j < s.width; ++j) row[j] = dy[j] * f.scale;
+        const HeadBits q{f.q + token * s.stride, head * s.width, s.width};
+        q.each([&](int64_t i) { add_row<kFixed>(g + i * s.padded, row, s.padded); });
+        std::fill(sum, sum + s.padded, 0.0f);
+        for (int64_t j = 0; j < s.width; ++j) {
+          const float d = row[j];
+#pragma omp simd
+          for (int64_t i = 0; i < s.padded; ++i) sum[i] += d * transposed[j * s.padded + i];
+        }
+        float* to = row_to_write(c.dq, f.dtype, at, buffer);
+        std::copy(sum, sum + s.width, to);
+        store_row(c.dq, f.dtype, at, s.width, to);
+      }
+      for (int64_t i = 0; i < s.width; ++i)
+        for (int64_t j = 0; j < s.width; ++j) transposed[j * s.padded + i] = g[i * s.padded + j];
+      for (int64_t n = 0; n < f.k_tokens; ++n) {
+        const int64_t token = image * f.k_tokens + n, at = token * f.channels + head * s.width;
+        const HeadBits k{f.k + token * s.stride, head * s.width, s.width}, v{f.v + token * s.stride, head * s.width, s.width};
+        const auto write = [&](const HeadBits& bits, const float* from, void* out) {
+          sum_rows<kFixed>(bits, from, s.padded, sum);
+          float* to = row_to_write(out, f.dtype, at, buffer);
+          std::copy(sum, sum + s.width, to);
+          store_row(out, f.dtype, at, s.width, to);
+        };
+        write(k, g, c.dv);
+        write(v, transposed, c.dk);
+      }
+    }
+}
+
+// Calls `f` with the padded width of a head as a constant where it is a common one.
+template <typename F>
+void by_width(const SpikeAttention& c, F f) {
+  switch (lanes(c.channels / c.heads)) {
+    case 16: return f(std::integral_constant<int, 16>());
+    case 32: return f(std::integral_constant<int, 32>());
+    case 48: return f(std::integral_constant<int, 48>());
+    case 64: return f(std::integral_constant<int, 64>());
+    default: return f(std::integral_constant<int, 0>());
+  }
+}
+
+}  // namespace
+
+void spike_attention(const SpikeAttention& c) {
+  by_width(c, [&](auto width) { attend_by_counts<width.value>(c); });
+}
+
+void spike_attention_grad(const SpikeAttentionGrad& c) {
+  by_width(c.forward, [&](auto width) { differentiate<width.value>(c); });
+}
+
+}  // namespace SPIKECLIP_ISA
+}  // namespace spikeclip

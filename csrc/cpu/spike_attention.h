@@ -1,0 +1,40 @@
+// Softmax-free attention on packed spikes on the CPU: q (k^T v) * scale per head, heads side by side in a token's bits.
+#pragma once
+
+#include <stdint.h>
+
+#include "../lif_step.h"
+
+namespace spikeclip {
+
+struct SpikeAttention {
+  const uint32_t* q;  // [images, q_tokens, words_per_row(channels)]
+  const uint32_t* k;  // [images, k_tokens, words_per_row(channels)]
+  const uint32_t* v;
+  int64_t images, q_tokens, k_tokens, channels, heads;
+  float scale;
+  void* out;  // [images, q_tokens, channels]
+  Dtype dtype;
+  int threads;
+};
+
+struct SpikeAttentionGrad {
+  SpikeAttention forward;  // its `out` is the gradient dy
+  void* dq;                // [images, q_tokens, channels], dtype as dy
+  void* dk;                // [images, k_tokens, channels]
+  void* dv;
+};
+
+#define SPIKECLIP_DECLARE(isa)                                \
+  namespace isa {                                             \
+  void spike_attention(const SpikeAttention& call);           \
+  void spike_attention_grad(const SpikeAttentionGrad& call);  \
+  }
+SPIKECLIP_DECLARE(baseline)
+#if defined(__x86_64__)
+SPIKECLIP_DECLARE(avx2)
+SPIKECLIP_DECLARE(avx512)
+#endif
+#undef SPIKECLIP_DECLARE
+
+}  // namespace spikeclip

@@ -1,0 +1,57 @@
+// Convolutions of packed spikes on the CPU, event-driven; all images are channels-last.
+#pragma once
+
+#include "spike_matmul.h"
+
+namespace spikeclip {
+
+struct Conv2d {
+  int64_t batch, height, width;          // of the spikes
+  int64_t out_height, out_width;
+  int64_t kernel_height, kernel_width;
+  int64_t stride_height, stride_width;
+  int64_t pad_height, pad_width;
+
+  // Input row or column that output `o` meets at tap `k`, maybe outside the image; and back, below 0 where none does.
+  static int64_t input(int64_t o, int64_t k, int64_t stride, int64_t pad) { return o * stride - pad + k; }
+  static int64_t output(int64_t i, int64_t k, int64_t stride, int64_t pad, int64_t size) {
+    const int64_t shifted = i + pad - k;
+    return shifted >= 0 && shifted % stride == 0 && shifted / stride < size ? shifted / stride : -1;
+  }
+};
+
+struct SpikeConv2d {
+  Conv2d shape;
+  const uint32_t* words;  // [batch, height, width, words_per_row(channels)]
+  Tiles tiles;            // groups are taps, row by row
+  const void* weights;
+  const float* scale;
+  const float* bias;
+  void* out;  // [batch, out_height, out_width, columns]
+  Dtype out_dtype;
+  int threads;
+};
+
+struct SpikeConv2dGrad {
+  Conv2d shape;
+  const uint32_t* words;
+  int64_t channels, columns;
+  const void* dy;  // [batch, out_height, out_width, columns]
+  Dtype dy_dtype;
+  float* dw;  // [taps, channels, columns]
+  int threads;
+};
+
+#define SPIKECLIP_DECLARE(isa)                          \
+  namespace isa {                                       \
+  void spike_conv2d(const SpikeConv2d& call);           \
+  void spike_conv2d_grad(const SpikeConv2dGrad& call);  \
+  }
+SPIKECLIP_DECLARE(baseline)
+#if defined(__x86_64__)
+SPIKECLIP_DECLARE(avx2)
+SPIKECLIP_DECLARE(avx512)
+#endif
+#undef SPIKECLIP_DECLARE
+
+}  // namespace spikeclip

@@ -1,0 +1,140 @@
+"""The products of spikes over the C++ extension: tensors become pointers here, and outputs are allocated here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._native import DTYPE, Native, pointer
+
+_KIND = {torch.float32: 0, torch.float16: 0, torch.bfloat16: 0, torch.int16: 1, torch.int8: 2}  # enum WeightKind
+
+
+def _one_type(x: Tensor) -> Tensor:
+    """x as the kernels take it: bool and bytes become float32."""
+    return x if x.dtype in DTYPE else x.to(torch.float32)
+
+
+def _float(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.to(torch.float32).contiguous()
+
+
+class NativeCpu(Native):
+    """Every op over ``spikeclip._cpu``; signatures as in ``spikeclip.ops.reference``, with optional ready ``tiles``."""
+
+    def pack(self, s: Tensor, check: bool) -> Tensor:
+        s = _one_type(s)
+        length = s.shape[-1]
+        words = s.new_empty((*s.shape[:-1], (length + 31) // 32), dtype=torch.int32)
+        if s.numel():
+            binary = self._ext.pack(
+                s.data_ptr(), DTYPE[s.dtype], words.data_ptr(), s.numel() // length, length, self._context(s)
+            )
+            if check and not binary:
+                raise ValueError("s must hold spikes, 0 or 1; got other values")
+        return words
+
+    def unpack(self, words: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+        fused = dtype if dtype in DTYPE else torch.float32
+        s = words.new_empty((*words.shape[:-1], length), dtype=fused)
+        if s.numel():
+            self._ext.unpack(
+                words.data_ptr(), s.data_ptr(), DTYPE[fused], s.numel() // length, length, self._context(words)
+            )
+        return s.to(dtype)
+
+    def count(self, words: Tensor) -> int:
+        return self._ext.count(words.data_ptr(), words.numel())
+
+    def tile(self, w: Tensor) -> Tensor:
+        """Weights [K, N] or [O, C, kh, kw] in the kernel's order, as bytes."""
+        if w.dim() == 4:  # [taps, C, O]
+            w = w.permute(2, 3, 1, 0).flatten(0, 1)
+        else:
+            w = w.unsqueeze(0)
+        kind = _KIND[w.dtype]
+        tiles = torch.empty(self._ext.tile_bytes(kind, *w.shape) + 64, dtype=torch.uint8)
+        tiles = tiles[-tiles.data_ptr() % 64 :]
+        self._ext.tile_weights(
+            w.data_ptr(), DTYPE.get(w.dtype, 0), w.stride(), kind, *w.shape, tiles.data_ptr(), self._context(w)
+        )
+        return tiles
+
+    def spike_matmul(self, words, length, w, scale, bias, dtype, tiles=None):
+        rows, columns = words.shape[0], w.shape[1]
+        out = words.new_empty((rows, columns), dtype=dtype)
+        if out.numel() and not length:
+            return out.copy_((torch.zeros(columns) if bias is None else bias).expand(rows, columns))
+        if out.numel():
+            tiles = self.tile(w) if tiles is None else tiles
+            scale, bias = _float(scale), _float(bias)
+            self._ext.spike_matmul(
+                words.data_ptr(), rows, _KIND[w.dtype], length, columns, tiles.data_ptr(), pointer(scale), pointer(bias),
+                out.data_ptr(), DTYPE[dtype], self._context(words),
+            )  # fmt: skip
+        return out
+
+    def spike_matmul_dw(self, words, length, dy):
+        rows, columns = dy.shape
+        dw = dy.new_zeros((length, columns), dtype=torch.float32)
+        if dw.numel() and rows:
+            self._ext.spike_matmul_grad(
+                words.data_ptr(), rows, length, columns, dy.data_ptr(), DTYPE[dy.dtype], dw.data_ptr(), self._context(words)
+            )
+        return dw
+
+    def spike_conv2d(self, words, channels, w, scale, bias, stride, padding, dtype, tiles=None):
+        shape = _conv2d_shape(words, w.shape[2:], stride, padding)
+        batch, out_height, out_width = shape[0], shape[3], shape[4]
+        out = words.new_empty((batch, out_height, out_width, w.shape[0]), dtype=dtype)
+        if out.numel():
+            tiles = self.tile(w) if tiles is None else tiles
+            scale, bias = _float(scale), _float(bias)
+            self._ext.spike_conv2d(
+                words.data_ptr(), shape, _KIND[w.dtype], channels, w.shape[0], tiles.data_ptr(), pointer(scale), pointer(bias),
+                out.data_ptr(), DTYPE[dtype], self._context(words),
+            )  # fmt: skip
+        return out.permute(0, 3, 1, 2)
+
+    def spike_conv2d_dw(self, words, channels, dy, kernel, stride, padding):
+        columns = dy.shape[1]
+        dy = dy.permute(0, 2, 3, 1).contiguous()
+        dw = dy.new_zeros((*kernel, channels, columns), dtype=torch.float32)
+        if dw.numel() and dy.numel():
+            shape = _conv2d_shape(words, kernel, stride, padding)
+            self._ext.spike_conv2d_grad(
+                words.data_ptr(), shape, channels, columns, dy.data_ptr(), DTYPE[dy.dtype], dw.data_ptr(), self._context(words)
+            )
+        return dw.permute(3, 2, 0, 1).contiguous()
+
+    def spike_attention(self, q, k, v, channels, num_heads, scale, dtype):
+        images, tokens = q.shape[:2]
+        out = q.new_empty((images, tokens, channels), dtype=dtype)
+        if out.numel() and not k.shape[1]:
+            return out.zero_()
+        if out.numel():
+            self._ext.spike_attention(
+                [q.data_ptr(), k.data_ptr(), v.data_ptr()], [images, tokens, k.shape[1], channels, num_heads], scale,
+                out.data_ptr(), DTYPE[dtype], self._context(q),
+            )  # fmt: skip
+        return out
+
+    def spike_attention_bwd(self, dy, q, k, v, channels, num_heads, scale):
+        images, tokens = q.shape[:2]
+        dq, dk, dv = (dy.new_zeros((images, words.shape[1], channels)) for words in (q, k, v))
+        if dq.numel() and dk.numel():
+            self._ext.spike_attention_grad(
+                [q.data_ptr(), k.data_ptr(), v.data_ptr()], [images, tokens, k.shape[1], channels, num_heads], scale,
+                dy.data_ptr(), DTYPE[dy.dtype], [dq.data_ptr(), dk.data_ptr(), dv.data_ptr()], self._context(q),
+            )  # fmt: skip
+        return dq, dk, dv
+
+
+def _conv2d_shape(words: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> list[int]:
+    """As ``struct Conv2d`` in csrc/cpu/spike_conv2d.h has it."""
+    batch, height, width = words.shape[:3]
+    out = [
+        (size + 2 * pad - extent) // step + 1
+        for size, pad, extent, step in zip((height, width), padding, kernel, stride, strict=True)
+    ]
+    return [batch, height, width, *out, *kernel, *stride, *padding]

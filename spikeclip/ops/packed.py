@@ -1,0 +1,158 @@
+"""Packed spikes: one bit a spike, and the ops that pack and unpack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import _backends
+
+_library = torch.library.Library("spikeclip", "FRAGMENT")
+_library.define("pack_spikes(Tensor s, str backend) -> Tensor")
+_library.define("unpack_spikes(Tensor words, SymInt length, ScalarType dtype, str backend) -> Tensor")
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+SPIKE_DTYPES = (*_FLOATS, torch.bool, torch.uint8)
+
+
+class PackedSpikes:
+    """Spikes of shape ``[..., K]`` at one bit each: int32 ``words`` ``[..., ceil(K / 32)]``.
+
+    Bit j of word i (low bits first) is spike ``32 i + j`` of the last dimension; bits past K are 0. Made by
+    :func:`pack_spikes`; the ops that take spikes take it in place of a dense tensor, without a gradient for the spikes.
+
+    Raises:
+        ValueError: ``words`` is not int32 or does not have ``ceil(K / 32)`` words a row.
+    """
+
+    __slots__ = ("_count", "length", "words")
+
+    def __init__(self, words: Tensor, length: int):
+        if words.dtype != torch.int32 or words.dim() == 0 or words.shape[-1] != word_count(length):
+            raise ValueError(
+                f"words must be int32 of shape [..., {word_count(length)}] for {length} spikes a row; "
+                f"got {words.dtype} of shape {list(words.shape)}"
+            )
+        self.words = words.contiguous()
+        self.length = length
+        self._count: int | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((*self.words.shape[:-1], self.length))
+
+    @property
+    def device(self) -> torch.device:
+        return self.words.device
+
+    @property
+    def nbytes(self) -> int:
+        return self.words.nbytes
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def count(self) -> int:
+        """How many spikes there are (kept after the first call)."""
+        if self._count is None:
+            backend = _backends.functions("auto", self.device.type, torch.float32)
+            self._count = backend.count(self.words)
+        return self._count
+
+    def density(self) -> float:
+        """The share of ones, 0 for no elements."""
+        return self.count() / max(self.numel(), 1)
+
+    def unpack(self, dtype: torch.dtype = torch.float32, backend: str = "auto") -> Tensor:
+        """Ones and zeros of ``dtype`` (float32, float16, bfloat16, float64, bool or uint8), ``[..., K]``."""
+        if dtype not in SPIKE_DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(map(str, SPIKE_DTYPES))}; got {dtype}")
+        _backends.check_name(backend)
+        return torch.ops.spikeclip.unpack_spikes(self.words, self.length, dtype, backend)
+
+    def to(self, device: torch.device | str) -> PackedSpikes:
+        return PackedSpikes(self.words.to(device), self.length)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file."""
+        from safetensors.torch import save_file
+
+        save_file({"words": self.words, "length": torch.tensor(self.length)}, path)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> PackedSpikes:
+        """Read what :meth:`save` wrote. Raises ValueError for a file of something else."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            tensors = load_file(path, device=device)
+            return cls(tensors["words"], int(tensors["length"]))
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} does not hold packed spikes: {error}") from error
+
+    def __repr__(self) -> str:
+        return f"PackedSpikes(shape={list(self.shape)}, device='{self.device}')"
+
+
+def word_count(length: int) -> int:
+    """32-bit words that hold ``length`` spikes."""
+    return (length + 31) // 32
+
+
+def pack_spikes(s: Tensor, backend: str = "auto") -> PackedSpikes:
+    """Spikes ``[..., K]`` to one bit each, along the last dimension.
+
+    Args:
+        s: zeros and ones, float32, float16, bfloat16, float64, bool or uint8; any strides.
+        backend: ``auto``, ``cpu``, ``cuda``, ``triton`` or ``torch``; a named one never falls back.
+
+    Raises:
+        TypeError: ``s`` is not a tensor. ValueError: a dtype outside the above, no dimension, or a value that is neither 0
+        nor 1 (looked for on the CPU always, elsewhere where ``SPIKECLIP_CHECK=1`` is set: it stalls an accelerator).
+    """
+    check_spikes("s", s)
+    _backends.check_name(backend)
+    return PackedSpikes(torch.ops.spikeclip.pack_spikes(s, backend), s.shape[-1])
+
+
+def check_spikes(name: str, s: Tensor) -> None:
+    """Raise TypeError or ValueError, naming the argument, unless ``s`` can hold spikes."""
+    if not isinstance(s, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor or PackedSpikes; got {type(s).__name__}")
+    if s.dtype not in SPIKE_DTYPES:
+        raise ValueError(f"{name} must be floating, bool or uint8; got {s.dtype}")
+    if s.dim() == 0:
+        raise ValueError(f"{name} must have at least one dimension; got a scalar")
+
+
+def pack(s: Tensor, backend: object) -> Tensor:
+    """Words of ``s`` by the functions of a backend, with the check that this device gets."""
+    return backend.pack(s.contiguous(), _backends.checks_spikes(s.device.type))
+
+
+def _pack(s: Tensor, backend: str) -> Tensor:
+    dtype = s.dtype if s.is_floating_point() else torch.float32
+    return pack(s, _backends.functions(backend, s.device.type, dtype))
+
+
+def _unpack(words: Tensor, length: int, dtype: torch.dtype, backend: str) -> Tensor:
+    fused = dtype if dtype.is_floating_point else torch.float32
+    return _backends.functions(backend, words.device.type, fused).unpack(words, length, dtype)
+
+
+def _pack_fake(s: Tensor, backend: str) -> Tensor:
+    return s.new_empty((*s.shape[:-1], word_count(s.shape[-1])), dtype=torch.int32)
+
+
+def _unpack_fake(words: Tensor, length: int, dtype: torch.dtype, backend: str) -> Tensor:
+    return words.new_empty((*words.shape[:-1], length), dtype=dtype)
+
+
+for _device in ("CPU", "CUDA"):
+    _library.impl("pack_spikes", _pack, _device)
+    _library.impl("unpack_spikes", _unpack, _device)
+torch.library.register_fake("spikeclip::pack_spikes", _pack_fake, lib=_library)
+torch.library.register_fake("spikeclip::unpack_spikes", _unpack_fake, lib=_library)

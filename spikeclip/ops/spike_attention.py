@@ -1,0 +1,172 @@
+"""``ops.spike_attention``: softmax-free attention on spikes, as a torch op with its gradient."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import _backends
+from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
+from .packed import PackedSpikes, pack, word_count
+from .spike_matmul import check_beside, spikes_of
+
+_library = torch.library.Library("spikeclip", "FRAGMENT")
+_library.define(
+    "spike_attention(Tensor q, Tensor k, Tensor v, SymInt channels, int num_heads, float scale, bool keep, ScalarType? dtype, "
+    "str backend) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "spike_attention_bwd(Tensor dy, Tensor q, Tensor k, Tensor v, SymInt channels, int num_heads, float scale, str backend) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+
+
+def spike_attention(
+    q: Tensor | PackedSpikes,
+    k: Tensor | PackedSpikes,
+    v: Tensor | PackedSpikes,
+    *,
+    scale: float,
+    num_heads: int,
+    mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Spikformer's attention per head, ``(q k^T) v * scale`` without a softmax (Zhou et al. 2023, arXiv 2209.15425).
+
+    Heads lie side by side in the channels. Products of spikes are integers below 2^24, so both associations are exact; the
+    kernels form ``k^T v`` first and never an N x S matrix. Differentiable in dense ``q``, ``k`` and ``v``, without such a
+    matrix either; one bit a spike is kept for that.
+
+    Args:
+        q: spikes ``[..., N, C]``, zeros and ones, or :class:`PackedSpikes`. k, v: the same with S tokens, ``[..., S, C]``.
+        scale: factor of the result (the paper: 0.125), finite.
+        num_heads: divides C.
+        mask: floating or bool, broadcast to ``[..., num_heads, N, S]``, multiplies ``q k^T`` (0 hides a pair). The scores
+            then exist: dense tensors, ``auto`` or ``torch`` alone.
+        backend: ``auto``, ``cpu``, ``cuda``, ``triton`` or ``torch``; a named one never falls back.
+
+    Returns:
+        ``[..., N, C]`` in ``v``'s dtype (float32 for packed, bool and bytes; under autocast, the autocast dtype).
+
+    Raises:
+        TypeError: an argument of the wrong type. ValueError: a shape, dtype or device outside the above, a value that is
+        neither 0 nor 1 (see :func:`pack_spikes`), or counts that could reach 2^24. RuntimeError: the named backend is not
+        available, or a second derivative is asked for.
+    """
+    parts = [spikes_of(name, s) for name, s in (("q", q), ("k", k), ("v", v))]
+    (q_source, channels), (k_source, k_channels), (v_source, v_channels) = parts
+    if q_source.dim() < 2 or not channels == k_channels == v_channels:
+        raise ValueError(f"q, k and v must have shapes [..., N or S, C]; got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
+    if k_source.shape[:-1] != v_source.shape[:-1] or q_source.shape[:-2] != k_source.shape[:-2]:
+        raise ValueError(f"k and v must have the shape [..., S, C] with q's leading sizes; got {list(k.shape)}, {list(v.shape)}")
+    for name, source in (("k", k_source), ("v", v_source)):
+        check_beside(name, source, q_source)
+    if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1 or channels % num_heads:
+        raise ValueError(f"num_heads must be an integer that divides C = {channels}; got {num_heads!r}")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be a finite number; got {scale}")
+    tokens = k_source.shape[-2]
+    if tokens * (channels // num_heads) >= 2**24:
+        raise ValueError(f"S * C / num_heads must be < 2^24 for exact counts; got {tokens} * {channels // num_heads}")
+    _backends.check_name(backend)
+    if mask is not None:
+        return _masked(q, k, v, scale, num_heads, mask, backend)
+    return _spike_attention(q_source, k_source, v_source, channels, num_heads, scale, False, None, backend)[0]
+
+
+def _masked(q, k, v, scale, num_heads, mask, backend):
+    if any(isinstance(s, PackedSpikes) for s in (q, k, v)):
+        raise ValueError("mask needs dense q, k and v; got PackedSpikes")
+    if backend not in ("auto", "torch"):
+        raise ValueError(f"mask needs backend 'auto' or 'torch'; got {backend!r}")
+    dtype = _out_dtype(v)
+    heads = [s.to(dtype).unflatten(-1, (num_heads, -1)).transpose(-2, -3) for s in (q, k, v)]
+    mixed = ((heads[0] @ heads[1].mT) * mask) @ heads[2] * scale
+    return mixed.transpose(-2, -3).flatten(-2)
+
+
+def _out_dtype(v: Tensor) -> torch.dtype:
+    return v.dtype if v.is_floating_point() else torch.float32
+
+
+def _fwd(q, k, v, channels, num_heads, scale, keep, dtype, backend):
+    functions = _backends.functions(backend, q.device.type, dtype or _out_dtype(v))
+    words = [s if s.dtype == torch.int32 else pack(s, functions) for s in (q, k, v)]
+    flat = [w.reshape(_flat_shape(w)) for w in words]
+    y = functions.spike_attention(*flat, channels, num_heads, scale, dtype or _out_dtype(v))
+    # What came packed is not handed back: an op's outputs may not be its inputs.
+    kept = [w if keep and w is not s else q.new_empty(0, dtype=torch.int32) for w, s in zip(words, (q, k, v), strict=True)]
+    return y.view(*q.shape[:-1], channels), *kept
+
+
+def _flat_shape(words: Tensor) -> tuple[int, int, int]:
+    return words.shape[:-2].numel(), *words.shape[-2:]
+
+
+def _bwd(dy, q, k, v, channels, num_heads, scale, backend):
+    functions = _backends.functions(backend, dy.device.type, dy.dtype)
+    flat = [w.reshape(_flat_shape(w)) for w in (q, k, v)]
+    dy = dy.reshape(*flat[0].shape[:2], channels).contiguous()
+    grads = functions.spike_attention_bwd(dy, *flat, channels, num_heads, scale)
+    return tuple(g.view(*w.shape[:-1], channels) for g, w in zip(grads, (q, k, v), strict=True))
+
+
+def _fwd_fake(q, k, v, channels, num_heads, scale, keep, dtype, backend):
+    kept = [keep and s.dtype != torch.int32 for s in (q, k, v)]
+    shapes = [(*s.shape[:-1], word_count(channels)) if k else (0,) for s, k in zip((q, k, v), kept, strict=True)]
+    y = q.new_empty((*q.shape[:-1], channels), dtype=dtype or _out_dtype(v))
+    return y, *(q.new_empty(shape, dtype=torch.int32) for shape in shapes)
+
+
+def _bwd_fake(dy, q, k, v, channels, num_heads, scale, backend):
+    return tuple(dy.new_empty((*w.shape[:-1], channels)) for w in (q, k, v))
+
+
+class _SpikeAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, channels, num_heads, scale, keep, dtype, backend):
+        with below_autograd():
+            y, *words = _spike_attention(q, k, v, channels, num_heads, scale, True, dtype, backend)
+        ctx.save_for_backward(*(s if s.dtype == torch.int32 else w for s, w in zip((q, k, v), words, strict=True)))
+        ctx.options = (channels, num_heads, scale, backend)
+        ctx.dtypes = (q.dtype, k.dtype, v.dtype)
+        ctx.mark_non_differentiable(*words)
+        ctx.set_materialize_grads(False)
+        return y, *words
+
+    @staticmethod
+    def backward(ctx, dy, *_):
+        if dy is None:
+            return (None,) * 9
+        channels, num_heads, scale, backend = ctx.options
+        grads = _spike_attention_bwd(dy, *ctx.saved_tensors, channels, num_heads, scale, backend)
+        wanted = zip(grads, ctx.dtypes, ctx.needs_input_grad, strict=False)
+        return *(g.to(dtype) if wants else None for g, dtype, wants in wanted), *(None,) * 6
+
+
+def _autocast(device_type: str):
+    def call(q, k, v, channels, num_heads, scale, keep, dtype, backend):
+        if dtype is None and _out_dtype(v) != torch.float64:
+            dtype = torch.get_autocast_dtype(device_type)
+        with below_autocast(device_type):
+            return _spike_attention(q, k, v, channels, num_heads, scale, keep, dtype, backend)
+
+    return call
+
+
+_spike_attention = torch.ops.spikeclip.spike_attention.default
+_spike_attention_bwd = torch.ops.spikeclip.spike_attention_bwd.default
+for _device in ("CPU", "CUDA"):
+    _library.impl("spike_attention", _fwd, _device)
+    _library.impl("spike_attention_bwd", _bwd, _device)
+    _library.impl("spike_attention", _autocast(_device.lower()), f"Autocast{_device}")
+_library.impl("spike_attention", with_autograd(_SpikeAttention, _spike_attention), "Autograd")
+_library.impl(
+    "spike_attention_bwd",
+    with_autograd(no_second_derivative("spike_attention", _spike_attention_bwd), _spike_attention_bwd),
+    "Autograd",
+)
+torch.library.register_fake("spikeclip::spike_attention", _fwd_fake, lib=_library)
+torch.library.register_fake("spikeclip::spike_attention_bwd", _bwd_fake, lib=_library)

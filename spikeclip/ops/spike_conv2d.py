@@ -1,0 +1,175 @@
+"""``ops.spike_conv2d``: a convolution of spikes, as a torch op with its gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _backends
+from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
+from .packed import PackedSpikes, pack, word_count
+from .spike_matmul import check_beside, check_bias, float_dtype, goes_dense, spikes_of, weights_of
+from .weights import SpikeWeights
+
+_library = torch.library.Library("spikeclip", "FRAGMENT")
+_library.define(
+    "spike_conv2d(Tensor s, SymInt channels, Tensor w, Tensor? scale, Tensor? tiles, Tensor? bias, SymInt[] stride, "
+    "SymInt[] padding, bool keep, ScalarType? dtype, str backend) -> (Tensor, Tensor)"
+)
+_library.define(
+    "spike_conv2d_dw(Tensor words, SymInt channels, Tensor dy, SymInt[] kernel, SymInt[] stride, SymInt[] padding, str backend) "
+    "-> Tensor"
+)
+
+
+def spike_conv2d(
+    s: Tensor | PackedSpikes,
+    w: Tensor | SpikeWeights,
+    bias: Tensor | None = None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """``torch.nn.functional.conv2d`` for spikes ``s``, differentiable in ``s`` (dense only), ``w`` and ``bias``.
+
+    How it computes, what ``auto`` chooses, dtypes and the binary contract are those of :func:`spike_matmul`. Spikes are packed
+    along the channels, so channels-last inputs are read fastest.
+
+    Args:
+        s: spikes ``[B, C, H, W]``, zeros and ones; or :class:`PackedSpikes` of shape ``[B, H, W, C]``, channels last.
+        w: floating weights ``[O, C, kh, kw]``, any strides, or :func:`prepare_weights`' (no gradient).
+        bias: floating ``[O]``, or None.
+        stride: step of the window, >= 1. padding: zeros around the image, >= 0. Dilation and groups are 1.
+        backend: ``auto``, ``cpu``, ``cuda``, ``triton`` or ``torch``; a named one never falls back.
+
+    Returns:
+        ``[B, O, OH, OW]``, in memory channels last.
+
+    Raises:
+        As :func:`spike_matmul`; also ValueError for a window larger than the padded image.
+    """
+    source, channels = spikes_of("s", s)
+    values, scale, tiles = weights_of(w, 4, "[O, C, kh, kw]")
+    if source.dim() != 4:
+        raise ValueError(f"s must have shape [B, C, H, W] (packed: [B, H, W, C]); got {list(s.shape)}")
+    packed = isinstance(s, PackedSpikes)
+    channels, size = (channels, source.shape[1:3]) if packed else (source.shape[1], source.shape[2:])
+    if channels != values.shape[1]:
+        raise ValueError(f"s must have C = {values.shape[1]} channels, as w [O, C, kh, kw] has; got {channels}")
+    stride, padding = _pair("stride", stride, 1), _pair("padding", padding, 0)
+    kernel = values.shape[2:]
+    if min(kernel) < 1 or any(n + 2 * p < k for n, p, k in zip(size, padding, kernel, strict=True)):
+        raise ValueError(f"w's window {list(kernel)} must fit into the image {list(size)} padded by {list(padding)}")
+    check_beside("w", values, source)
+    check_bias(bias, values.shape[0], source)
+    _backends.check_name(backend)
+    return _spike_conv2d(source, channels, values, scale, tiles, bias, stride, padding, False, None, backend)[0]
+
+
+def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
+        raise ValueError(f"{name} must be an integer >= {least} or a pair of them; got {value!r}")
+    return pair
+
+
+def _out_size(size, kernel, stride, padding):
+    return [(n + 2 * p - k) // step + 1 for n, k, step, p in zip(size, kernel, stride, padding, strict=True)]
+
+
+def _fwd(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend):
+    compute = float_dtype(w)
+    name = _backends.chosen(backend, s.device.type, compute)
+    functions = _backends.functions(backend, s.device.type, compute)
+    packed = s.dtype == torch.int32
+    rows = (s if packed else s.permute(0, 2, 3, 1)).flatten(0, 2)
+    if rows.numel() and goes_dense(backend, name, rows, w, functions):
+        dense = functions.unpack(s, channels, compute).permute(0, 3, 1, 2) if packed else s.to(compute)
+        weights = w if scale is None else w.float() * scale.view(-1, 1, 1, 1)
+        y = torch.nn.functional.conv2d(dense, weights, None if bias is None else bias.to(compute), stride, padding)
+        y = y.to(dtype or compute).contiguous(memory_format=torch.channels_last)
+        words = pack(s.permute(0, 2, 3, 1), functions) if keep else None
+    else:
+        words = s if packed else pack(s.permute(0, 2, 3, 1), functions)
+        ready = {} if tiles is None or name != "cpu" else {"tiles": tiles}
+        y = functions.spike_conv2d(words, channels, w, scale, bias, stride, padding, dtype or compute, **ready)
+    return y, words if keep else s.new_empty(0, dtype=torch.int32)
+
+
+def _dw(words, channels, dy, kernel, stride, padding, backend):
+    name = _backends.chosen(backend, dy.device.type, dy.dtype)
+    functions = _backends.functions(backend, dy.device.type, dy.dtype)
+    rows = words.flatten(0, 2)
+    if dy.numel() and goes_dense(backend, name, rows, dy.new_empty(0, dtype=torch.float32), functions):
+        s = functions.unpack(words, channels, dy.dtype).permute(0, 3, 1, 2)
+        return torch.nn.grad.conv2d_weight(s, (dy.shape[1], channels, *kernel), dy, stride, padding).float().contiguous()
+    return functions.spike_conv2d_dw(words, channels, dy, tuple(kernel), tuple(stride), tuple(padding))
+
+
+def _fwd_fake(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend):
+    size = s.shape[1:3] if s.dtype == torch.int32 else s.shape[2:]
+    out = _out_size(size, w.shape[2:], stride, padding)
+    y = s.new_empty((s.shape[0], *out, w.shape[0]), dtype=dtype or float_dtype(w)).permute(0, 3, 1, 2)
+    return y, s.new_empty((s.shape[0], *size, word_count(channels)) if keep else (0,), dtype=torch.int32)
+
+
+def _dw_fake(words, channels, dy, kernel, stride, padding, backend):
+    return dy.new_empty((dy.shape[1], channels, *kernel), dtype=torch.float32)
+
+
+class _SpikeConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend):
+        packed = s.dtype == torch.int32
+        keep = w.requires_grad and not packed
+        with below_autograd():
+            y, words = _spike_conv2d(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend)
+        ctx.save_for_backward((s if packed else words) if w.requires_grad else None, w if s.requires_grad else None)
+        ctx.options = (channels, s.shape, s.dtype, w.shape[2:], w.dtype, None if bias is None else bias.dtype)
+        ctx.geometry = (stride, padding, backend)
+        ctx.mark_non_differentiable(words)
+        ctx.set_materialize_grads(False)
+        return y, words
+
+    @staticmethod
+    def backward(ctx, dy, _):
+        if dy is None:
+            return (None,) * 11
+        words, w = ctx.saved_tensors
+        channels, shape, s_dtype, kernel, w_dtype, bias_dtype = ctx.options
+        stride, padding, backend = ctx.geometry
+        wants_s, _, wants_w, _, _, wants_bias = ctx.needs_input_grad[:6]
+        ds = dw = None
+        if wants_s:
+            ds = torch.nn.grad.conv2d_input(shape, w.to(dy.dtype), dy, stride, padding).to(s_dtype)
+        if wants_w:
+            dw = _spike_conv2d_dw(words, channels, dy, kernel, stride, padding, backend).to(w_dtype)
+        dbias = dy.sum((0, 2, 3)).to(bias_dtype) if wants_bias else None
+        return ds, None, dw, None, None, dbias, None, None, None, None, None
+
+
+def _autocast(device_type: str):
+    def call(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend):
+        if dtype is None and w.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device_type)
+            if device_type == "cuda" and w.is_floating_point():
+                w = w.to(dtype)
+        with below_autocast(device_type):
+            return _spike_conv2d(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend)
+
+    return call
+
+
+_spike_conv2d = torch.ops.spikeclip.spike_conv2d.default
+_spike_conv2d_dw = torch.ops.spikeclip.spike_conv2d_dw.default
+for _device in ("CPU", "CUDA"):
+    _library.impl("spike_conv2d", _fwd, _device)
+    _library.impl("spike_conv2d_dw", _dw, _device)
+    _library.impl("spike_conv2d", _autocast(_device.lower()), f"Autocast{_device}")
+_library.impl("spike_conv2d", with_autograd(_SpikeConv2d, _spike_conv2d), "Autograd")
+_library.impl(
+    "spike_conv2d_dw", with_autograd(no_second_derivative("spike_conv2d", _spike_conv2d_dw), _spike_conv2d_dw), "Autograd"
+)
+torch.library.register_fake("spikeclip::spike_conv2d", _fwd_fake, lib=_library)
+torch.library.register_fake("spikeclip::spike_conv2d_dw", _dw_fake, lib=_library)

@@ -1,0 +1,192 @@
+"""``ops.spike_matmul``: a product of spikes with weights, as a torch op with its gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _backends
+from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
+from ._density import event_driven, sampled_density
+from .packed import PackedSpikes, check_spikes, pack, word_count
+from .weights import SpikeWeights
+
+_library = torch.library.Library("spikeclip", "FRAGMENT")
+_library.define(
+    "spike_matmul(Tensor s, SymInt length, Tensor w, Tensor? scale, Tensor? tiles, Tensor? bias, bool keep, "
+    "ScalarType? dtype, str backend) -> (Tensor, Tensor)"
+)
+_library.define("spike_matmul_dw(Tensor words, SymInt length, Tensor dy, str backend) -> Tensor")
+
+
+def spike_matmul(
+    s: Tensor | PackedSpikes, w: Tensor | SpikeWeights, bias: Tensor | None = None, *, backend: str = "auto"
+) -> Tensor:
+    """``s @ w + bias`` for spikes ``s``, differentiable in ``s`` (dense only), ``w`` and ``bias``.
+
+    On a CPU the product is event-driven: the rows of ``w`` that spikes name are added. ``auto`` multiplies densely instead
+    where a sample of ``s`` is denser than the break-even of ``ops/_density.py``. On a GPU spikes are read at one bit each and
+    expanded in registers for a dense product. Sums are made in float32 (float64 for float64 ``w``). The backward pass keeps
+    one bit a spike; ``dw`` is event-driven too, ``ds`` is dense.
+
+    Args:
+        s: spikes ``[..., K]``, zeros and ones, floating, bool or uint8; or :class:`PackedSpikes`.
+        w: floating weights ``[K, N]``, any strides, or :func:`prepare_weights`' (no gradient).
+        bias: floating ``[N]``, or None.
+        backend: ``auto``, ``cpu``, ``cuda``, ``triton`` or ``torch``; a named one never falls back.
+
+    Returns:
+        ``[..., N]`` in ``w``'s dtype (float32 for integer weights; under autocast, the autocast dtype).
+
+    Raises:
+        TypeError: an argument of the wrong type. ValueError: a shape, dtype or device outside the above, or a value of ``s``
+        that is neither 0 nor 1 (see :func:`pack_spikes`; where the product is dense it is right for any value, and no error
+        is raised). RuntimeError: the named backend is not available, or a second derivative is asked for.
+    """
+    source, length = spikes_of("s", s)
+    values, scale, tiles = weights_of(w, 2, "[K, N]")
+    if length != values.shape[0]:
+        raise ValueError(f"s must have K = {values.shape[0]} spikes in its last dimension, as w [K, N] has rows; got {length}")
+    check_beside("w", values, source)
+    check_bias(bias, values.shape[1], source)
+    _backends.check_name(backend)
+    return _spike_matmul(source, length, values, scale, tiles, bias, False, None, backend)[0]
+
+
+def spikes_of(name: str, s: Tensor | PackedSpikes) -> tuple[Tensor, int]:
+    """What an op is given for spikes: words or the dense tensor, and how many there are a row."""
+    if isinstance(s, PackedSpikes):
+        return s.words, s.length
+    check_spikes(name, s)
+    return s, s.shape[-1]
+
+
+def weights_of(w: Tensor | SpikeWeights, dim: int, form: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(values, scale, tiles) of either kind of weights, checked."""
+    if isinstance(w, SpikeWeights):
+        if w.values.dim() != dim:
+            raise ValueError(f"w must have shape {form}; got {list(w.shape)}")
+        return w.values, w.scale, w.tiles
+    if not isinstance(w, Tensor):
+        raise TypeError(f"w must be a torch.Tensor or SpikeWeights; got {type(w).__name__}")
+    if w.dim() != dim or not w.is_floating_point():
+        raise ValueError(f"w must be floating, of shape {form}; got {w.dtype} of shape {list(w.shape)}")
+    return w, None, None
+
+
+def check_beside(name: str, tensor: Tensor, s: Tensor) -> None:
+    if tensor.device != s.device:
+        raise ValueError(f"{name} must be on s's device, {s.device}; got {tensor.device}")
+
+
+def check_bias(bias: Tensor | None, columns: int, s: Tensor) -> None:
+    if bias is None:
+        return
+    if not isinstance(bias, Tensor):
+        raise TypeError(f"bias must be a torch.Tensor or None; got {type(bias).__name__}")
+    if bias.shape != (columns,) or not bias.is_floating_point():
+        raise ValueError(f"bias must be floating, of shape [{columns}]; got {bias.dtype} of shape {list(bias.shape)}")
+    check_beside("bias", bias, s)
+
+
+def float_dtype(w: Tensor) -> torch.dtype:
+    """The dtype a product with ``w`` has when nothing else is said."""
+    return w.dtype if w.is_floating_point() else torch.float32
+
+
+def goes_dense(backend: str, name: str, s: Tensor, w: Tensor, functions) -> bool:
+    """Whether ``auto`` leaves the event-driven kernel for a dense product; s is [M, K], or words [M, W]."""
+    return backend == "auto" and name == "cpu" and not event_driven(sampled_density(s, functions.count), w.dtype, s.shape[0])
+
+
+def _fwd(s, length, w, scale, tiles, bias, keep, dtype, backend):
+    compute = float_dtype(w)
+    name = _backends.chosen(backend, s.device.type, compute)
+    functions = _backends.functions(backend, s.device.type, compute)
+    packed = s.dtype == torch.int32
+    leading, rows = s.shape[:-1], s.flatten(0, -2) if s.dim() > 1 else s.unsqueeze(0)
+    if rows.numel() and goes_dense(backend, name, rows, w, functions):
+        dense = functions.unpack(rows.contiguous(), length, compute) if packed else rows.to(compute)
+        y = _dense_product(dense, w if scale is None else w.float() * scale, bias).to(dtype or compute)
+        words = pack(s, functions) if keep else None
+    else:
+        words = s if packed else pack(s, functions)
+        flat = words.reshape(-1, words.shape[-1])
+        ready = {} if tiles is None or name != "cpu" else {"tiles": tiles}
+        y = functions.spike_matmul(flat, length, w, scale, bias, dtype or compute, **ready)
+    return y.view(*leading, w.shape[1]), words if keep else s.new_empty(0, dtype=torch.int32)
+
+
+def _dense_product(s: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    return s @ w if bias is None else torch.addmm(bias.to(w.dtype), s, w)
+
+
+def _dw(words, length, dy, backend):
+    name = _backends.chosen(backend, dy.device.type, dy.dtype)
+    functions = _backends.functions(backend, dy.device.type, dy.dtype)
+    words, dy = words.reshape(-1, words.shape[-1]), dy.reshape(-1, dy.shape[-1]).contiguous()
+    if dy.numel() and goes_dense(backend, name, words, dy.new_empty(0, dtype=torch.float32), functions):
+        return (functions.unpack(words.contiguous(), length, dy.dtype).t() @ dy).float()
+    return functions.spike_matmul_dw(words.contiguous(), length, dy)
+
+
+def _fwd_fake(s, length, w, scale, tiles, bias, keep, dtype, backend):
+    y = s.new_empty((*s.shape[:-1], w.shape[1]), dtype=dtype or float_dtype(w))
+    return y, s.new_empty((*s.shape[:-1], word_count(length)) if keep else (0,), dtype=torch.int32)
+
+
+def _dw_fake(words, length, dy, backend):
+    return dy.new_empty((length, dy.shape[-1]), dtype=torch.float32)
+
+
+class _SpikeMatmul(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, s, length, w, scale, tiles, bias, keep, dtype, backend):
+        packed = s.dtype == torch.int32
+        with below_autograd():
+            y, words = _spike_matmul(s, length, w, scale, tiles, bias, w.requires_grad and not packed, dtype, backend)
+        ctx.save_for_backward((s if packed else words) if w.requires_grad else None, w if s.requires_grad else None)
+        ctx.options = (length, s.dtype, w.dtype, None if bias is None else bias.dtype, backend)
+        ctx.mark_non_differentiable(words)
+        ctx.set_materialize_grads(False)
+        return y, words
+
+    @staticmethod
+    def backward(ctx, dy, _):
+        if dy is None:
+            return (None,) * 9
+        words, w = ctx.saved_tensors
+        length, s_dtype, w_dtype, bias_dtype, backend = ctx.options
+        wants_s, _, wants_w, _, _, wants_bias = ctx.needs_input_grad[:6]
+        ds = (dy @ w.to(dy.dtype).t()).to(s_dtype) if wants_s else None
+        dw = _spike_matmul_dw(words, length, dy, backend).to(w_dtype) if wants_w else None
+        dbias = dy.flatten(0, -2).sum(0).to(bias_dtype) if wants_bias else None
+        return ds, None, dw, None, None, dbias, None, None, None
+
+
+def _autocast(device_type: str):
+    """The op's autocast kernel: the product comes out in the autocast dtype, and on a GPU the weights go in it too."""
+
+    def call(s, length, w, scale, tiles, bias, keep, dtype, backend):
+        if dtype is None and w.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device_type)
+            if device_type == "cuda" and w.is_floating_point():
+                w = w.to(dtype)
+        with below_autocast(device_type):
+            return _spike_matmul(s, length, w, scale, tiles, bias, keep, dtype, backend)
+
+    return call
+
+
+_spike_matmul = torch.ops.spikeclip.spike_matmul.default
+_spike_matmul_dw = torch.ops.spikeclip.spike_matmul_dw.default
+for _device in ("CPU", "CUDA"):
+    _library.impl("spike_matmul", _fwd, _device)
+    _library.impl("spike_matmul_dw", _dw, _device)
+    _library.impl("spike_matmul", _autocast(_device.lower()), f"Autocast{_device}")
+_library.impl("spike_matmul", with_autograd(_SpikeMatmul, _spike_matmul), "Autograd")
+_library.impl(
+    "spike_matmul_dw", with_autograd(no_second_derivative("spike_matmul", _spike_matmul_dw), _spike_matmul_dw), "Autograd"
+)
+torch.library.register_fake("spikeclip::spike_matmul", _fwd_fake, lib=_library)
+torch.library.register_fake("spikeclip::spike_matmul_dw", _dw_fake, lib=_library)

@@ -1,0 +1,86 @@
+"""Weights made ready once for products with spikes: laid out for the kernel, and, where asked, in 16 or 8 bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _backends
+
+# Sums of at most this many integers stay in 16 bits: rows of a tile in csrc/cpu/spike_matmul.h.
+_INT16_BLOCK = 384
+_DTYPES = {"fp32": None, "int16": torch.int16, "int8": torch.int8}
+
+
+class SpikeWeights:
+    """Weights of :func:`spike_matmul` (``[K, N]``) or :func:`spike_conv2d` (``[O, C, kh, kw]``), made by :func:`prepare_weights`.
+
+    ``values`` are float32, or int16 or int8 with a ``scale`` per output column; ``tiles`` is their layout for the CPU kernel,
+    made on first use.
+    """
+
+    __slots__ = ("_tiles", "scale", "values")
+
+    def __init__(self, values: Tensor, scale: Tensor | None):
+        self.values = values
+        self.scale = scale
+        self._tiles: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values.shape
+
+    @property
+    def tiles(self) -> Tensor | None:
+        if self._tiles is None and self.values.device.type == "cpu" and _backends.unavailable("cpu", "cpu") is None:
+            self._tiles = _backends.functions("cpu", "cpu", torch.float32).tile(self.values)
+        return self._tiles
+
+    def dequantize(self) -> Tensor:
+        """The weights that products are made with, float32, in the shape given."""
+        if self.scale is None:
+            return self.values
+        scale = self.scale if self.values.dim() == 2 else self.scale.view(-1, 1, 1, 1)
+        return self.values.float() * scale
+
+    def __repr__(self) -> str:
+        return f"SpikeWeights(shape={list(self.shape)}, dtype={self.values.dtype})"
+
+
+def prepare_weights(w: Tensor, dtype: str = "fp32") -> SpikeWeights:
+    """Make weights ready for many products with spikes, without a gradient.
+
+    Args:
+        w: floating, ``[K, N]`` for :func:`spike_matmul` or ``[O, C, kh, kw]`` for :func:`spike_conv2d`.
+        dtype: ``fp32`` (exact), ``int16`` or ``int8``, the integers with one unit per output column. The int16 unit is such
+            that the positive and the negative weights of every 384 inputs each sum to less than 2^15, so that no sum of any
+            set of them can overflow; int8 sums at most 256 bytes in 16 bits.
+
+    Raises:
+        TypeError: ``w`` is not a tensor. ValueError: shape or dtype outside the above, or weights that are not finite.
+    """
+    if not isinstance(w, Tensor):
+        raise TypeError(f"w must be a torch.Tensor; got {type(w).__name__}")
+    if w.dim() not in (2, 4) or not w.is_floating_point():
+        raise ValueError(f"w must be floating, [K, N] or [O, C, kh, kw]; got {w.dtype} of shape {list(w.shape)}")
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}; got {dtype!r}")
+    w = w.detach().float()
+    if dtype == "fp32":
+        return SpikeWeights(w, None)
+    if not bool(w.isfinite().all()):
+        raise ValueError("w must be finite to be held as integers; got NaN or infinity")
+    inputs_first = w if w.dim() == 2 else w.permute(1, 2, 3, 0).flatten(1)
+    unit = _int16_unit(inputs_first) if dtype == "int16" else inputs_first.abs().amax(0) / 127
+    if w.dim() == 4:
+        unit = unit.view(-1, w.shape[0]).amax(0)
+    scale = torch.where(unit > 0, unit, 1.0)
+    values = (w / (scale if w.dim() == 2 else scale.view(-1, 1, 1, 1))).round().to(_DTYPES[dtype])
+    return SpikeWeights(values, scale)
+
+
+def _int16_unit(w: Tensor) -> Tensor:
+    """Per column: the least unit with which no block's one-signed sum, rounding included, leaves 16 bits."""
+    room = 2**15 - 1 - _INT16_BLOCK // 2
+    blocks = torch.stack([b.clamp_min(0).sum(0).maximum(b.clamp_max(0).sum(0).neg()) for b in w.split(_INT16_BLOCK)])
+    return blocks.amax(0) / room
