@@ -17,48 +17,58 @@ namespace {
 
 constexpr int64_t kSerialBelow = 65536;  // elements; starting threads costs more than the work
 
-// 32 values to a word; `other` collects bits of values that are neither 0 nor 1.
+// 32 values to a word. `Strange` collects what is neither 0 nor 1.
 #if defined(__AVX2__)
-uint32_t word_of(const float* s, uint32_t* other) {
+struct Strange {
+  __m256i bits = _mm256_setzero_si256();
+  bool any() const { return !_mm256_testz_si256(bits, bits); }
+};
+
+uint32_t word_of(const float* s, Strange* strange) {
   const __m256i one = _mm256_set1_epi32(0x3F800000);
   uint32_t word = 0;
   for (int i = 0; i < 4; ++i) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(s + 8 * i));
     const __m256i fired = _mm256_cmpeq_epi32(bits, one);
-    const __m256i strange = _mm256_andnot_si256(fired, _mm256_slli_epi32(bits, 1));  // -0 is 0
+    const __m256i other = _mm256_andnot_si256(fired, _mm256_add_epi32(bits, bits));  // -0 is 0
     word |= static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(fired))) << (8 * i);
-    *other |= static_cast<uint32_t>(!_mm256_testz_si256(strange, strange));
+    strange->bits = _mm256_or_si256(strange->bits, other);
   }
   return word;
 }
 
-uint32_t word_of(const uint16_t* s, uint16_t one_bits, uint32_t* other) {
+uint32_t word_of(const uint16_t* s, uint16_t one_bits, Strange* strange) {
   const __m256i one = _mm256_set1_epi16(static_cast<int16_t>(one_bits));
   __m256i fired[2];
   for (int i = 0; i < 2; ++i) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(s + 16 * i));
     fired[i] = _mm256_cmpeq_epi16(bits, one);
-    const __m256i strange = _mm256_andnot_si256(fired[i], _mm256_slli_epi16(bits, 1));
-    *other |= static_cast<uint32_t>(!_mm256_testz_si256(strange, strange));
+    const __m256i other = _mm256_andnot_si256(fired[i], _mm256_add_epi16(bits, bits));
+    strange->bits = _mm256_or_si256(strange->bits, other);
   }
   const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(fired[0], fired[1]), 0xD8);
   return static_cast<uint32_t>(_mm256_movemask_epi8(bytes));
 }
 #else
-uint32_t word_of(const float* s, uint32_t* other) {
+struct Strange {
+  bool seen = false;
+  bool any() const { return seen; }
+};
+
+uint32_t word_of(const float* s, Strange* strange) {
   uint32_t word = 0;
   for (int i = 0; i < 32; ++i) {
     word |= static_cast<uint32_t>(s[i] == 1.0f) << i;
-    *other |= static_cast<uint32_t>(!(s[i] == 1.0f || s[i] == 0.0f));
+    strange->seen |= !(s[i] == 1.0f || s[i] == 0.0f);
   }
   return word;
 }
 
-uint32_t word_of(const uint16_t* s, uint16_t one_bits, uint32_t* other) {
+uint32_t word_of(const uint16_t* s, uint16_t one_bits, Strange* strange) {
   uint32_t word = 0;
   for (int i = 0; i < 32; ++i) {
     word |= static_cast<uint32_t>(s[i] == one_bits) << i;
-    *other |= static_cast<uint32_t>(s[i] != one_bits && (s[i] & 0x7FFF) != 0);
+    strange->seen |= s[i] != one_bits && (s[i] & 0x7FFF) != 0;
   }
   return word;
 }
@@ -66,34 +76,28 @@ uint32_t word_of(const uint16_t* s, uint16_t one_bits, uint32_t* other) {
 
 uint16_t one_of(Dtype dtype) { return dtype == Dtype::f16 ? 0x3C00 : 0x3F80; }
 
-}  // namespace
-
-bool pack(const Pack& c) {
+template <typename T, typename Word>
+bool pack_rows(const Pack& c, Word word_of_values) {
   const int64_t words = words_per_row(c.length);
-  uint32_t other = 0;
-#pragma omp parallel for schedule(static) reduction(| : other) num_threads(c.rows * c.length < kSerialBelow ? 1 : c.threads)
-  for (int64_t r = 0; r < c.rows; ++r) {
-    for (int64_t w = 0; w < words; ++w) {
-      const int64_t at = r * c.length + 32 * w, width = std::min<int64_t>(32, c.length - 32 * w);
-      uint32_t word;
-      if (c.dtype == Dtype::f32) {
-        const float* s = static_cast<const float*>(c.spikes) + at;
-        float tail[32] = {};
-        if (width < 32) s = static_cast<const float*>(memcpy(tail, s, static_cast<size_t>(width) * 4));
-        word = word_of(s, &other);
-      } else {
-        const uint16_t* s = static_cast<const uint16_t*>(c.spikes) + at;
-        uint16_t tail[32] = {};
-        if (width < 32) s = static_cast<const uint16_t*>(memcpy(tail, s, static_cast<size_t>(width) * 2));
-        word = word_of(s, one_of(c.dtype), &other);
+  int strange_threads = 0;
+#pragma omp parallel num_threads(c.rows * c.length < kSerialBelow ? 1 : c.threads) reduction(+ : strange_threads)
+  {
+    Strange strange;
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < c.rows; ++r) {
+      const T* row = static_cast<const T*>(c.spikes) + r * c.length;
+      uint32_t* to = c.words + r * words;
+      for (int64_t w = 0; w < c.length / 32; ++w) to[w] = word_of_values(row + 32 * w, &strange);
+      if (const int64_t rest = c.length % 32; rest != 0) {
+        T tail[32] = {};
+        memcpy(tail, row + c.length - rest, static_cast<size_t>(rest) * sizeof(T));
+        to[words - 1] = word_of_values(tail, &strange);
       }
-      c.words[r * words + w] = word;
     }
+    strange_threads += strange.any();
   }
-  return other == 0;
+  return strange_threads == 0;
 }
-
-namespace {
 
 template <typename T>
 void unpack_as(const Pack& c, T one) {
@@ -115,6 +119,13 @@ void unpack_as(const Pack& c, T one) {
 }
 
 }  // namespace
+
+bool pack(const Pack& c) {
+  if (c.dtype == Dtype::f32)
+    return pack_rows<float>(c, [](const float* s, Strange* strange) { return word_of(s, strange); });
+  return pack_rows<uint16_t>(
+      c, [one = one_of(c.dtype)](const uint16_t* s, Strange* strange) { return word_of(s, one, strange); });
+}
 
 void unpack(const Pack& c) {
   if (c.dtype == Dtype::f32)

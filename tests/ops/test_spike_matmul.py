@@ -1,0 +1,275 @@
+import gc
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from compare import assert_error_bounded
+
+from spikeclip.ops import _backends, pack_spikes, prepare_weights, spike_matmul
+from spikeclip.ops._density import event_driven
+
+INTERPRETED = _backends.triton_interpreted()
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS = [name for name in _backends.BACKENDS if _backends.unavailable(name, DEVICE) is None]
+FUSED = [name for name in BACKENDS if name != "torch"]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+FLOOR = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+SIZES = [(1, 1, 1), (5, 31, 17), (7, 33, 1), (64, 63, 65), (9, 65, 16), (40, 400, 33), (0, 5, 3), (1, 1000, 40)]
+
+
+def tensors(m, k, n, density=0.2, dtype=torch.float32):
+    s = (torch.rand(m, k) < density).to(dtype)
+    s[: m // 3] = 0
+    s[m // 3 : m // 3 + 1] = 1
+    return s, (torch.randn(k, n) / k**0.5).to(dtype), torch.randn(n).to(dtype)
+
+
+def gradients(s, w, bias, dy, backend, packed=False):
+    leaves = [t.clone().to(DEVICE).requires_grad_() for t in (s, w, bias)]
+    y = spike_matmul(pack_spikes(leaves[0].detach()) if packed else leaves[0], *leaves[1:], backend=backend)
+    y.backward(dy.to(DEVICE, y.dtype))
+    return [t.detach().cpu() for t in (y, *(leaf.grad for leaf in leaves[packed:]))]
+
+
+def check(backend, s, w, bias, packed=False):
+    dy = torch.randn(s.shape[0], w.shape[1]).to(w.dtype)
+    leaves = [t.double().requires_grad_() for t in (s, w, bias)]
+    y = leaves[0] @ leaves[1] + leaves[2]
+    y.backward(dy.double())
+    got = gradients(s, w, bias, dy, backend, packed)
+    plain = gradients(s, w, bias, dy, "torch", packed)
+    for mine, ref, want in zip(got, plain, [y.detach(), *(leaf.grad for leaf in leaves[packed:])], strict=True):
+        assert mine.dtype == w.dtype
+        assert_error_bounded(mine, ref, want, floor=FLOOR[w.dtype])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_product_and_gradients_match_the_oracle(backend, size, packed):
+    check(backend, *tensors(*size), packed)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype(backend, dtype):
+    check(backend, *tensors(50, 129, 70, dtype=dtype))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="minutes in the interpreter")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [(3, 10240, 40), (2500, 384, 48), (700, 1536, 100)], ids=str)
+def test_large(backend, size):
+    check(backend, *tensors(*size))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strides_and_leading_dimensions(backend):
+    s, w, bias = (t.to(DEVICE) for t in tensors(24, 100, 40))
+    want = s.double() @ w.double() + bias.double()
+    strided = [w.t().contiguous().t(), torch.stack([w, w], -1)[..., 0], torch.cat([w, w], 1)[:, :40]]
+    for weights in strided:
+        got = spike_matmul(s.view(2, 3, 4, 100), weights, bias, backend=backend)
+        torch.testing.assert_close(got, want.float().view(2, 3, 4, 40), rtol=1e-5, atol=1e-5)
+    across = s.t().contiguous().t()
+    torch.testing.assert_close(spike_matmul(across, w, bias, backend=backend), want.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(spike_matmul(s[0], w, bias, backend=backend), want[0].float(), rtol=1e-5, atol=1e-5)
+    one = spike_matmul(s[:1].expand(5, 100), w, backend=backend)
+    torch.testing.assert_close(one, (want[:1] - bias.double()).float().expand(5, 40), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["int16", "int8"])
+@pytest.mark.parametrize("length", [1, 33, 256, 257, 1000])
+def test_integer_weights_are_multiplied_exactly(backend, kind, length):
+    s, w, bias = (t.to(DEVICE) for t in tensors(30, length, 70, density=0.5))
+    weights = prepare_weights(w, kind)
+    want = (s.double() @ weights.values.double()) * weights.scale.double() + bias.double()
+    for spikes in (s, pack_spikes(s)):
+        got = spike_matmul(spikes, weights, bias, backend=backend)
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["int16", "int8"])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("length", [256, 384, 385, 5000])
+def test_integers_cannot_overflow(kind, sign, length):
+    """All weights as large as they come and of one sign, every input firing."""
+    w = torch.full((length, 40), 0.7 * sign)
+    w[::7] *= 0.5
+    weights = prepare_weights(w, kind)
+    if kind == "int16":
+        assert all(b.clamp(min=0).sum(0).max() < 2**15 and b.clamp(max=0).sum(0).min() >= -(2**15)
+                   for b in weights.values.long().split(384))  # fmt: skip
+    got = spike_matmul(torch.ones(9, length), weights, backend="cpu")
+    want = weights.values.double().sum(0) * weights.scale.double()
+    torch.testing.assert_close(got, want.float().expand(9, 40), rtol=1e-6, atol=1e-6)
+
+
+def test_int16_weights_are_closer_than_bfloat16s_product():
+    torch.manual_seed(1)
+    for k, n in [(384, 384), (384, 1536), (1536, 384)]:
+        s, w = (torch.rand(256, k) < 0.1).float(), torch.randn(k, n) / k**0.5
+        want = s.double() @ w.double()
+        errors = {kind: (spike_matmul(s, prepare_weights(w, kind)) - want).norm() / want.norm() for kind in ("int16", "int8")}
+        bfloat = ((s.bfloat16() @ w.bfloat16()).double() - want).norm() / want.norm()
+        assert errors["int16"] < bfloat and errors["int8"] < 0.02
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_results_do_not_depend_on_the_number_of_threads(backend):
+    s, w, bias = tensors(1500 if not INTERPRETED else 40, 100, 50)
+    dy = torch.randn(s.shape[0], 50)
+    threads = torch.get_num_threads()
+    runs = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        runs.append(gradients(s, w, bias, dy, backend)[::2] + gradients(s[:3], w, bias, dy[:3], backend)[::2])
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.skipif(DEVICE != "cpu" or INTERPRETED, reason="about the C++ extension")
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_of_this_machine_passes(isa):
+    from spikeclip import _cpu
+
+    if isa not in _cpu.isas():
+        pytest.skip(f"this machine has no {isa}")
+    before = _cpu.isa()
+    _cpu.set_isa(isa)
+    try:
+        for dtype in DTYPES:
+            check("cpu", *tensors(100, 420, 50, dtype=dtype))
+        s, w, _ = tensors(40, 700, 90)
+        for kind in ("int16", "int8"):
+            weights = prepare_weights(w, kind)
+            want = (s.double() @ weights.values.double()) * weights.scale.double()
+            torch.testing.assert_close(spike_matmul(s, weights, backend="cpu").double(), want, rtol=1e-6, atol=1e-6)
+    finally:
+        _cpu.set_isa(before)
+
+
+@pytest.mark.skipif(DEVICE != "cpu" or INTERPRETED, reason="about the C++ extension")
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_the_documented_switch_takes_a_smaller_instruction_set(isa):
+    code = (
+        "import torch, spikeclip; from spikeclip import _cpu; s = (torch.rand(20, 70) < 0.3).float(); w = torch.randn(70, 20);"
+        "y = spikeclip.ops.spike_matmul(s, w, backend='cpu');"
+        "torch.testing.assert_close(y, s @ w); print(_cpu.isa())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "SPIKECLIP_CPU_ISA": isa}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == isa or "must be one of" in done.stderr, done.stderr
+
+
+@pytest.mark.skipif(DEVICE != "cpu" or INTERPRETED, reason="about the C++ extension")
+def test_ten_thousand_calls_leave_no_memory_behind():
+    s, w, bias = tensors(32, 96, 64)
+    w.requires_grad_()
+
+    def calls(count):
+        for _ in range(count):
+            spike_matmul(s, w, bias, backend="cpu").sum().backward()
+        gc.collect()
+        return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+    before = calls(500)
+    assert calls(10_000) - before < 4 * 2**20
+
+
+def test_auto_goes_dense_where_spikes_are_dense_and_stays_right():
+    assert event_driven(0.1, torch.float32, 1000) and not event_driven(0.9, torch.float32, 1000)
+    for density in (0.0, 0.1, 0.6, 1.0):
+        s, w, bias = tensors(200, 384, 64, density)
+        for spikes in (s, pack_spikes(s)):
+            for weights in (w, prepare_weights(w)):
+                got = spike_matmul(spikes, weights, bias)
+                torch.testing.assert_close(got, s @ w + bias, rtol=1e-4, atol=1e-4)
+        check("auto", s, w, bias)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_backward_keeps_one_bit_a_spike(backend):
+    s = (torch.rand(64, 320, device=DEVICE) < 0.2).float().requires_grad_()
+    w = torch.randn(320, 16, device=DEVICE, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        spike_matmul(s, w, backend=backend)
+    assert sum(t.nbytes for t in saved if t.data_ptr() != w.data_ptr()) == s.numel() // 8
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter cannot be traced")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck_and_compile(backend):
+    s, w, bias = (t.to(DEVICE) for t in tensors(12, 40, 24))
+    w.requires_grad_()
+    op = torch.ops.spikeclip.spike_matmul.default
+    torch.library.opcheck(op, (s, 40, w, None, None, bias, True, None, backend))
+    torch.library.opcheck(op, (s.requires_grad_(), 40, w, None, None, bias, False, None, backend))
+    words = pack_spikes(s.detach()).words
+    torch.library.opcheck(op, (words, 40, w.detach(), None, None, None, False, torch.bfloat16, backend))
+    torch.library.opcheck(
+        torch.ops.spikeclip.spike_matmul_dw.default, (words, 40, torch.randn(12, 24, device=DEVICE), backend)
+    )
+
+    def model(x):
+        return spike_matmul((x > 0).float(), w, bias, backend=backend).square().sum()
+
+    x, grads = torch.randn(12, 40, device=DEVICE), []
+    for function in (model, torch.compile(model, fullgraph=True)):
+        w.grad = None
+        function(x).backward()
+        grads.append(w.grad)
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_gives_its_dtype(backend):
+    s, w, bias = (t.to(DEVICE) for t in tensors(20, 64, 30))
+    w.requires_grad_()
+    with torch.autocast(DEVICE, torch.bfloat16):
+        y = spike_matmul(s, w, bias, backend=backend)
+    y.sum().backward()
+    assert y.dtype == torch.bfloat16 and w.grad.dtype == torch.float32
+    torch.testing.assert_close(y.float(), s @ w.detach() + bias, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(w.grad, s.sum(0).unsqueeze(1).expand(64, 30), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_derivative_is_a_clear_error(backend):
+    s, w, _ = (t.to(DEVICE) for t in tensors(4, 10, 6))
+    w.requires_grad_()
+    y = spike_matmul(s, w, backend=backend)
+    (grad,) = torch.autograd.grad(y.square().sum(), w, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        grad.sum().backward()
+
+
+BAD = {
+    "s must be a torch.Tensor or PackedSpikes": lambda s, w: spike_matmul([1.0], w),
+    "s must be floating, bool or uint8": lambda s, w: spike_matmul(s.long(), w),
+    "s must have K = 5 spikes": lambda s, w: spike_matmul(s[:, :3], w),
+    "w must be a torch.Tensor or SpikeWeights": lambda s, w: spike_matmul(s, 1.0),
+    r"w must be floating, of shape \[K, N\]": lambda s, w: spike_matmul(s, w[0]),
+    r"w must have shape \[K, N\]": lambda s, w: spike_matmul(s, prepare_weights(torch.zeros(2, 5, 1, 1))),
+    "w must be on s's device": lambda s, w: spike_matmul(s, w.to("meta")),
+    r"bias must be floating, of shape \[2\]": lambda s, w: spike_matmul(s, w, torch.zeros(3)),
+    "bias must be a torch.Tensor": lambda s, w: spike_matmul(s, w, 0.0),
+    "backend must be one of": lambda s, w: spike_matmul(s, w, backend="gpu"),
+    "s must hold spikes": lambda s, w: spike_matmul(s + 0.5, w, backend="cpu"),
+    "dtype must be one of fp32, int16, int8": lambda s, w: prepare_weights(w, "int4"),
+    "w must be finite": lambda s, w: prepare_weights(w * float("nan"), "int8"),
+    r"w must be floating, \[K, N\] or": lambda s, w: prepare_weights(w[0]),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_names_the_argument(message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        BAD[message](torch.zeros(4, 5), torch.zeros(5, 2))
