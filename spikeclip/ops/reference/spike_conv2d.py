@@ -24,11 +24,12 @@ def spike_conv2d(
 ) -> Tensor:
     """words [B, H, W, ceil(channels / 32)], w [O, channels, kh, kw] -> [B, O, OH, OW] in ``dtype``, channels last in memory.
 
-    Integer ``w`` comes with ``scale`` [O]; ``bias`` [O] or None.
+    Integer ``w`` comes with ``scale`` [O], its channels' unit; ``bias`` [O] or None.
     """
-    w = w if scale is None else w.float() * scale.view(-1, 1, 1, 1)
-    bias = None if bias is None else bias.to(w.dtype)
-    y = torch.nn.functional.conv2d(_images(words, channels, w.dtype), w, bias, stride, padding)
+    w = w if scale is None else w.float()
+    y = torch.nn.functional.conv2d(_images(words, channels, w.dtype), w, None, stride, padding)
+    y = y if scale is None else y * scale.view(-1, 1, 1)
+    y = y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
     return y.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
@@ -37,4 +38,4 @@ def spike_conv2d_dw(
 ) -> Tensor:
     """The gradient of w, float32 [O, channels, kh, kw], from dy [B, O, OH, OW]."""
     s = _images(words, channels, dy.dtype)
-    return torch.nn.grad.conv2d_weight(s, (dy.shape[1], channels, *kernel), dy, stride, padding).float()
+    return torch.nn.grad.conv2d_weight(s, (dy.shape[1], channels, *kernel), dy, stride, padding).float().contiguous()

@@ -8,10 +8,6 @@ from torch import Tensor
 from .pack import unpack
 
 
-def _compute_dtype(w: Tensor) -> torch.dtype:
-    return w.dtype if w.is_floating_point() else torch.float32
-
-
 def spike_matmul(
     words: Tensor, length: int, w: Tensor, scale: Tensor | None, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
@@ -19,8 +15,9 @@ def spike_matmul(
 
     Integer ``w`` comes with ``scale`` [N], its columns' unit; ``bias`` [N] or None.
     """
-    w = w if scale is None else w.float() * scale
+    w = w if scale is None else w.float()
     y = unpack(words, length, w.dtype) @ w
+    y = y if scale is None else y * scale
     return (y if bias is None else y + bias.to(y.dtype)).to(dtype)
 
 

@@ -1,0 +1,185 @@
+import pytest
+import torch
+from compare import assert_error_bounded
+
+from spikeclip.ops import _backends, pack_spikes, spike_attention
+
+INTERPRETED = _backends.triton_interpreted()
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS = [name for name in _backends.BACKENDS if _backends.unavailable(name, DEVICE) is None]
+FUSED = [name for name in BACKENDS if name != "torch"]
+# leading, q tokens, k tokens, heads, width of a head
+CASES = [((3,), 9, 9, 2, 12), ((2, 2), 5, 9, 3, 5), ((1,), 7, 3, 1, 64), ((2,), 20, 20, 2, 48), ((1,), 4, 4, 1, 100), ((2,), 1, 1, 4, 1)]
+
+
+def spikes(leading, n, s, heads, width, density=0.3, dtype=torch.float32):
+    return [(torch.rand(*leading, tokens, heads * width) < density).to(dtype) for tokens in (n, s, s)]
+
+
+def oracle(q, k, v, heads, scale):
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(-2, -3) for t in (q, k, v))
+    return (((q @ k.mT) @ v) * scale).transpose(-2, -3).flatten(-2)
+
+
+def gradients(parts, dy, heads, scale, backend):
+    leaves = [t.clone().to(DEVICE).requires_grad_() for t in parts]
+    y = spike_attention(*leaves, scale=scale, num_heads=heads, backend=backend)
+    y.backward(dy.to(DEVICE))
+    return [t.detach().cpu() for t in (y, *(leaf.grad for leaf in leaves))]
+
+
+def check(backend, parts, heads, scale=0.125):
+    leaves = [t.double().requires_grad_() for t in parts]
+    y = oracle(*leaves, heads, scale)
+    dy = torch.randn(y.shape).to(parts[0].dtype)
+    y.backward(dy.double())
+    got, plain = (gradients(parts, dy, heads, scale, name) for name in (backend, "torch"))
+    assert torch.equal(got[0], plain[0])
+    floor = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[parts[0].dtype]
+    for mine, ref, want in zip(got, plain, [y.detach(), *(leaf.grad for leaf in leaves)], strict=True):
+        assert mine.dtype == parts[0].dtype
+        assert_error_bounded(mine, ref, want, floor=floor)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attention_and_gradients_match_the_oracle(backend, case):
+    check(backend, spikes(*case), case[3])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_dtype(backend, dtype):
+    check(backend, spikes((2,), 10, 10, 2, 24, dtype=dtype), 2)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="minutes in the interpreter")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_tokens_and_counts_past_sixteen_bits(backend):
+    check(backend, spikes((2,), 196, 196, 8, 48, 0.2), 8)
+    check(backend, spikes((1,), 3, 1500, 1, 64, 1.0), 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_packed_input_is_exact(backend):
+    q, k, v = (t.to(DEVICE) for t in spikes((2, 3), 6, 8, 2, 20))
+    want = oracle(q.double(), k.double(), v.double(), 2, 0.25).float()
+    packed = [pack_spikes(t) for t in (q, k, v)]
+    assert torch.equal(spike_attention(*packed, scale=0.25, num_heads=2, backend=backend), want)
+    assert torch.equal(spike_attention(q, packed[1], v, scale=0.25, num_heads=2, backend=backend), want)
+    k.requires_grad_()
+    spike_attention(packed[0], k, packed[2], scale=0.25, num_heads=2, backend=backend).sum().backward()
+    assert k.grad.shape == k.shape
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(0, 4, 4), (2, 0, 4), (2, 4, 0)])
+def test_empty(backend, shape):
+    leading, n, s = shape
+    parts = [t.to(DEVICE).requires_grad_() for t in spikes((leading,), n, s, 2, 8)]
+    y = spike_attention(*parts, scale=0.125, num_heads=2, backend=backend)
+    y.sum().backward()
+    assert y.shape == (leading, n, 16) and not y.any() and all(not t.grad.any() for t in parts)
+
+
+def test_a_mask_multiplies_the_scores():
+    q, k, v = (t.requires_grad_() for t in spikes((2,), 6, 7, 2, 10))
+    mask = torch.ones(6, 7, dtype=torch.bool).tril()
+    y = spike_attention(q, k, v, scale=0.5, num_heads=2, mask=mask)
+    heads = [t.unflatten(-1, (2, 10)).transpose(1, 2) for t in (q, k, v)]
+    want = ((heads[0] @ heads[1].mT).masked_fill(~mask, 0) @ heads[2] * 0.5).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(y, want)
+    y.sum().backward()
+    assert q.grad is not None
+    with pytest.raises(ValueError, match="mask needs backend"):
+        spike_attention(q, k, v, scale=0.5, num_heads=2, mask=mask, backend="cpu")
+    with pytest.raises(ValueError, match="mask needs dense"):
+        spike_attention(pack_spikes(q.detach()), k, v, scale=0.5, num_heads=2, mask=mask)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_results_do_not_depend_on_the_number_of_threads(backend):
+    parts, threads, runs = spikes((3,), 9, 9, 2, 12), torch.get_num_threads(), []
+    dy = torch.randn(3, 9, 24)
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        runs.append(gradients(parts, dy, 2, 0.125, backend))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.skipif(DEVICE != "cpu" or INTERPRETED, reason="about the C++ extension")
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_of_this_machine_passes(isa):
+    from spikeclip import _cpu
+
+    if isa not in _cpu.isas():
+        pytest.skip(f"this machine has no {isa}")
+    before = _cpu.isa()
+    _cpu.set_isa(isa)
+    try:
+        check("cpu", spikes((2,), 20, 20, 2, 48), 2)
+        check("cpu", spikes((2,), 5, 6, 3, 5), 3)
+    finally:
+        _cpu.set_isa(before)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_backward_keeps_one_bit_a_spike(backend):
+    parts = [t.to(DEVICE).requires_grad_() for t in spikes((2,), 8, 8, 2, 32)]
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        spike_attention(*parts, scale=0.125, num_heads=2, backend=backend)
+    assert sum(t.nbytes for t in saved) == 3 * parts[0].numel() // 8
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter cannot be traced")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck_and_compile(backend):
+    q, k, v = (t.to(DEVICE) for t in spikes((2,), 5, 6, 2, 10))
+    op = torch.ops.spikeclip.spike_attention.default
+    torch.library.opcheck(op, (q, k, v, 20, 2, 0.125, True, None, backend))
+    words = [pack_spikes(t).words for t in (q, k, v)]
+    torch.library.opcheck(op, (words[0], k, words[2], 20, 2, 0.125, True, torch.bfloat16, backend))
+    torch.library.opcheck(op, (q.requires_grad_(), k, v, 20, 2, 0.125, False, None, backend))
+    dy = torch.randn(2, 5, 20, device=DEVICE)
+    torch.library.opcheck(torch.ops.spikeclip.spike_attention_bwd.default, (dy, *words, 20, 2, 0.125, backend))
+
+    def model(x):
+        s = torch.sigmoid(x)
+        hard = s + ((s > 0.5).float() - s).detach()
+        return spike_attention(hard, hard, hard, scale=0.1, num_heads=2, backend=backend).square().sum()
+
+    grads = []
+    for function in (model, torch.compile(model, fullgraph=True)):
+        x = torch.linspace(-1, 1, 2 * 5 * 20, device=DEVICE).view(2, 5, 20).requires_grad_()
+        function(x).backward()
+        grads.append(x.grad)
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_gives_its_dtype(backend):
+    parts = [t.to(DEVICE).requires_grad_() for t in spikes((2,), 5, 6, 2, 10)]
+    with torch.autocast(DEVICE, torch.bfloat16):
+        y = spike_attention(*parts, scale=0.125, num_heads=2, backend=backend)
+    y.sum().backward()
+    assert y.dtype == torch.bfloat16 and parts[0].grad.dtype == torch.float32
+
+
+BAD = {
+    r"q, k and v must have shapes \[\.\.\., N or S, C\]": lambda q: spike_attention(q, q[..., :4], q, scale=1.0, num_heads=1),
+    "k and v must have the shape": lambda q: spike_attention(q, q, q[:, :3], scale=1.0, num_heads=1),
+    "num_heads must be an integer that divides C = 8": lambda q: spike_attention(q, q, q, scale=1.0, num_heads=3),
+    "scale must be a finite number": lambda q: spike_attention(q, q, q, scale=float("nan"), num_heads=1),
+    "v must be floating, bool or uint8": lambda q: spike_attention(q, q, q.int(), scale=1.0, num_heads=1),
+    "k must be on s's device": lambda q: spike_attention(q, q.to("meta"), q.to("meta"), scale=1.0, num_heads=1),
+    "must hold spikes": lambda q: spike_attention(q, q + 2, q, scale=1.0, num_heads=1, backend="cpu"),
+    "backend must be one of": lambda q: spike_attention(q, q, q, scale=1.0, num_heads=1, backend="gpu"),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_names_the_argument(message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        BAD[message](torch.zeros(2, 5, 8))
