@@ -14,6 +14,8 @@ def compact(source: Path, allocator: str) -> dict:
             "group": row["group"],
             "who": row["params"]["who"],
             "dtype": row["params"].get("dtype", "float32"),
+            "density": row["params"].get("density"),
+            "baseline": row.get("extra_info", {}).get("baseline", False),
             "median_ms": row["stats"]["median"] * 1e3,
             "iqr_ms": row["stats"]["iqr"] * 1e3,
             "rounds": row["stats"]["rounds"],
@@ -32,26 +34,39 @@ def compact(source: Path, allocator: str) -> dict:
 
 
 def table(runs: list[dict]) -> str:
-    """Markdown: per group and implementation the median of every run, and how many times longer than spikeclip's best."""
-    heads = [f"{run['allocator']}, ms" for run in runs]
+    """Markdown: per group and implementation the median of every run and a ratio.
+
+    Where a group has baselines (dense products) the ratio says how many times faster than the fastest of them; elsewhere how
+    many times longer than spikeclip's fastest.
+    """
     lines = []
-    groups = list(dict.fromkeys(row["group"] for run in runs for row in run["rows"]))
-    for group in groups:
-        lines += [
-            f"**{group}**",
-            "",
-            "| | " + " | ".join(f"{h} | ratio" for h in heads) + " |",
-            "|---" * (1 + 2 * len(heads)) + "|",
-        ]
-        names = list(dict.fromkeys((r["who"], r["dtype"]) for run in runs for r in run["rows"] if r["group"] == group))
-        several = len({dtype for _, dtype in names}) > 1
-        for who, dtype in names:
-            cells = [f"{who}, {dtype}" if several else who]
-            for run in runs:
-                times = {(r["who"], r["dtype"]): r["median_ms"] for r in run["rows"] if r["group"] == group}
-                base = min(t for (name, kind), t in times.items() if name.startswith("spikeclip") and kind == "float32")
-                mine = times.get((who, dtype))
-                cells += ["-", "-"] if mine is None else [f"{mine:.3g}", f"{mine / base:.2f}"]
+    for group in dict.fromkeys(row["group"] for run in runs for row in run["rows"]):
+        rows = [[row for row in run["rows"] if row["group"] == group] for run in runs]
+        against = any(row["baseline"] for row in rows[0])
+        heads = [f"{run['allocator']}, ms | {'times faster than dense' if against else 'ratio'}" for run in runs]
+        lines += [f"**{group}**", "", "| | " + " | ".join(heads) + " |", "|---" * (1 + 2 * len(heads)) + "|"]
+        names = list(dict.fromkeys(_name(row) for run in rows for row in run))
+        several = len({dtype for _, dtype, _ in names}) > 1
+        for name in names:
+            who, dtype, density = name
+            cells = [who + (f", {dtype}" if several else "") + (f", {density:.0%} firing" if _varies(name, names) else "")]
+            for run in rows:
+                mine = next((row["median_ms"] for row in run if _name(row) == name), None)
+                base = min(row["median_ms"] for row in run if _is_base(row, against))
+                ratio = None if mine is None else base / mine if against else mine / base
+                cells += ["-", "-"] if mine is None else [f"{mine:.3g}", f"{ratio:.2f}"]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _name(row: dict) -> tuple[str, str, float | None]:
+    return row["who"], row["dtype"], row["density"]
+
+
+def _varies(name: tuple, names: list[tuple]) -> bool:
+    return name[2] is not None and sum(other[0] == name[0] for other in names) > 1
+
+
+def _is_base(row: dict, against: bool) -> bool:
+    return row["baseline"] if against else row["who"].startswith("spikeclip") and row["dtype"] == "float32"

@@ -132,27 +132,24 @@ void unpack(uintptr_t words, uintptr_t spikes, int dtype, int64_t rows, int64_t 
 
 int64_t count(uintptr_t words, int64_t number) { return current.count(at<uint32_t>(words), number); }
 
-Tiles tiles(int kind, int64_t groups, int64_t length, int64_t columns) {
-  check_sizes(groups, length, 1);
-  check_sizes(columns, 1, 1);
-  return {WeightKind(kind), groups, length, columns};
+Tiles tiles(int kind, int64_t length, int64_t columns) {
+  check_sizes(length, columns, 1);
+  return {WeightKind(kind), length, columns};
 }
 
-int64_t tile_bytes(int kind, int64_t groups, int64_t length, int64_t columns) {
-  return tiles(kind, groups, length, columns).bytes();
-}
+int64_t tile_bytes(int kind, int64_t length, int64_t columns) { return tiles(kind, length, columns).bytes(); }
 
-void tile_weights(uintptr_t weights, int dtype, std::array<int64_t, 3> strides, int kind, int64_t groups, int64_t length,
-                  int64_t columns, uintptr_t out, int threads) {
-  current.tile_weights({tiles(kind, groups, length, columns), at<void>(weights), Dtype(dtype), strides[0], strides[1],
-                        strides[2], at<void>(out), threads});
+void tile_weights(uintptr_t weights, int dtype, std::array<int64_t, 2> strides, int kind, int64_t length, int64_t columns,
+                  uintptr_t out, int threads) {
+  current.tile_weights({tiles(kind, length, columns), at<void>(weights), Dtype(dtype), strides[0], strides[1], at<void>(out),
+                        threads});
 }
 
 void spike_matmul(uintptr_t words, int64_t rows, int kind, int64_t length, int64_t columns, uintptr_t weights,
                   uintptr_t scale, uintptr_t bias, uintptr_t out, int out_dtype, int threads) {
   check_sizes(rows, length, threads);
   prefer_huge_pages(at<void>(out), bytes(rows * columns, out_dtype));
-  current.spike_matmul({at<uint32_t>(words), rows, tiles(kind, 1, length, columns), at<void>(weights), at<float>(scale),
+  current.spike_matmul({at<uint32_t>(words), rows, tiles(kind, length, columns), at<void>(weights), at<float>(scale),
                         at<float>(bias), at<void>(out), Dtype(out_dtype), threads});
 }
 
@@ -173,8 +170,8 @@ void spike_conv2d(uintptr_t words, const Conv2dShape& shape, int kind, int64_t c
   const Conv2d s = conv2d(shape);
   check_sizes(s.batch * s.out_height * s.out_width, s.height * s.width, threads);
   prefer_huge_pages(at<void>(out), bytes(s.batch * s.out_height * s.out_width * columns, out_dtype));
-  current.spike_conv2d({s, at<uint32_t>(words), tiles(kind, s.kernel_height * s.kernel_width, channels, columns),
-                        at<void>(weights), at<float>(scale), at<float>(bias), at<void>(out), Dtype(out_dtype), threads});
+  current.spike_conv2d({s, at<uint32_t>(words), channels,
+                        tiles(kind, s.kernel_height * s.kernel_width * channels, columns), at<void>(weights), at<float>(scale), at<float>(bias), at<void>(out), Dtype(out_dtype), threads});
 }
 
 void spike_conv2d_grad(uintptr_t words, const Conv2dShape& shape, int64_t channels, int64_t columns, uintptr_t dy,

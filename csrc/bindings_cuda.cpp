@@ -1,7 +1,13 @@
 // Python module spikeclip._cuda: the table of functions; the caller has made x's device current.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
 
 #include "cuda/lif.cuh"
+#include "cuda/pack.cuh"
+#include "cuda/spike_attention.cuh"
+#include "cuda/spike_conv2d.cuh"
 
 namespace py = pybind11;
 using namespace spikeclip;
@@ -32,11 +38,64 @@ void lif_bwd(uintptr_t ds, int ds_dtype, uintptr_t dv_last, uintptr_t x, int x_d
                at<void>(stream));
 }
 
+PackCall pack_call(uintptr_t s, int dtype, uintptr_t words, int64_t rows, int64_t length, uintptr_t flag) {
+  return {at<void>(s), SpikeDtype(dtype), at<uint32_t>(words), rows, length, at<int32_t>(flag)};
+}
+
+ConvShape conv_shape(const std::array<int, 10>& s) { return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9]}; }
+
+void product(uintptr_t words, const std::array<int, 10>& shape, int m, int n, int channels, uintptr_t w, int w_dtype,
+             const std::array<int64_t, 3>& strides, uintptr_t scale, uintptr_t bias, uintptr_t y, int y_dtype,
+             uintptr_t stream) {
+  spike_product({at<uint32_t>(words), conv_shape(shape), m, n, channels, at<void>(w), WeightDtype(w_dtype), strides[0],
+                 strides[1], strides[2], at<float>(scale), at<float>(bias), at<void>(y), Dtype(y_dtype)},
+                at<void>(stream));
+}
+
+void gradient(uintptr_t words, const std::array<int, 10>& shape, int m, int n, int channels, uintptr_t dy, int dy_dtype,
+              const std::array<int64_t, 4>& strides, uintptr_t dw, int splits, uintptr_t stream) {
+  spike_gradient({at<uint32_t>(words), conv_shape(shape), m, n, channels, at<void>(dy), Dtype(dy_dtype), strides[0],
+                  strides[1], strides[2], strides[3], at<float>(dw), splits},
+                 at<void>(stream));
+}
+
+void attention(int64_t sequences, int heads, int width, int n, int s, uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t y,
+               int y_dtype, float scale, uintptr_t stream) {
+  spike_attention({{sequences, heads, width}, n, s, at<uint32_t>(q), at<uint32_t>(k), at<uint32_t>(v), at<void>(y),
+                   Dtype(y_dtype), scale},
+                  at<void>(stream));
+}
+
+void gram(int64_t sequences, int heads, int width, int rows, uintptr_t a, uintptr_t b, bool b_packed, int b_dtype,
+          uintptr_t out, uintptr_t stream) {
+  head_gram({{sequences, heads, width}, rows, at<uint32_t>(a), at<void>(b), b_packed, Dtype(b_dtype), at<float>(out)},
+            at<void>(stream));
+}
+
+void apply(int64_t sequences, int heads, int width, int rows, uintptr_t a, bool a_packed, int a_dtype, uintptr_t matrix,
+           bool transposed, uintptr_t y, int y_dtype, float scale, uintptr_t stream) {
+  head_apply({{sequences, heads, width}, rows, at<void>(a), a_packed, Dtype(a_dtype), at<float>(matrix), transposed,
+              at<void>(y), Dtype(y_dtype), scale},
+             at<void>(stream));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
   m.def("lif_fwd", &lif_fwd);
   m.def("lif_bwd", &lif_bwd);
   m.def("tau_partials", &tau_partials);
+  m.def("pack", [](uintptr_t s, int dtype, uintptr_t words, int64_t rows, int64_t length, uintptr_t flag, uintptr_t stream) {
+    pack(pack_call(s, dtype, words, rows, length, flag), at<void>(stream));
+  });
+  m.def("unpack", [](uintptr_t words, uintptr_t s, int dtype, int64_t rows, int64_t length, uintptr_t stream) {
+    unpack(pack_call(s, dtype, words, rows, length, 0), at<void>(stream));
+  });
+  m.def("spike_product", &product);
+  m.def("spike_gradient", &gradient);
+  m.def("gradient_splits", &gradient_splits);
+  m.def("spike_attention", &attention);
+  m.def("head_gram", &gram);
+  m.def("head_apply", &apply);
   m.def("archs", [] { return SPIKECLIP_CUDA_ARCHS; }, "Compute capabilities this module was compiled for.");
 }

@@ -115,20 +115,16 @@ inline bool may_stream(const void* data, Dtype dtype, int64_t rows, int64_t colu
          rows * columns * 4 > (int64_t{1} << 20);
 }
 
-// Add one block's lines to the sums of `rows` rows; row m takes list source[m] (m itself without a map, none below 0). The
-// first block starts the sums, the last hands them to `out` at `row + m`, others leave them in `sums`.
+// Add one block's lines to the sums of `rows` rows. The first block starts the sums, the last hands them to `out` at `row` and
+// after, others leave them in `sums`.
 template <typename Kind>
-void add_block(const char* tile, const Lists& lists, const int32_t* source, int64_t rows, typename Kind::Wide* sums, bool first,
-               bool last, const Output& out, int64_t row, int64_t column) {
-  using Wide = typename Kind::Wide;
+void add_block(const char* tile, const Lists& lists, int64_t rows, typename Kind::Wide* sums, bool first, bool last,
+               const Output& out, int64_t row, int64_t column) {
   for (int64_t m = 0; m < rows; ++m) {
-    const int64_t from = source == nullptr ? m : source[m];
-    alignas(kLine) Wide sum[Kind::kColumns] = {};
-    if (from >= 0) {
-      const int32_t start = lists.start[from];
-      Kind::sum(tile, lists.offsets + int64_t{4} * start, lists.start[from + 1] - start, lists.events[from], sum);
-    }
-    Wide* kept = sums + m * Kind::kColumns;
+    alignas(kLine) typename Kind::Wide sum[Kind::kColumns];
+    const int32_t start = lists.start[m];
+    Kind::sum(tile, lists.offsets + int64_t{4} * start, lists.start[m + 1] - start, lists.events[m], sum);
+    typename Kind::Wide* kept = sums + m * Kind::kColumns;
     if (!first) {
 #pragma omp simd
       for (int i = 0; i < Kind::kColumns; ++i) sum[i] += kept[i];
@@ -139,6 +135,15 @@ void add_block(const char* tile, const Lists& lists, const int32_t* source, int6
       memcpy(kept, sum, sizeof sum);
   }
 }
+
+// Where packed rows come from: memory, as they are.
+struct PackedRows {
+  const uint32_t* words;
+  int64_t stride;  // in words
+
+  int64_t scratch(int64_t) const { return 0; }
+  const uint32_t* rows(int64_t first, int64_t, uint32_t*) const { return words + first * stride; }
+};
 
 }  // namespace SPIKECLIP_ISA
 }  // namespace spikeclip

@@ -11,19 +11,13 @@ struct Conv2d {
   int64_t kernel_height, kernel_width;
   int64_t stride_height, stride_width;
   int64_t pad_height, pad_width;
-
-  // Input row or column that output `o` meets at tap `k`, maybe outside the image; and back, below 0 where none does.
-  static int64_t input(int64_t o, int64_t k, int64_t stride, int64_t pad) { return o * stride - pad + k; }
-  static int64_t output(int64_t i, int64_t k, int64_t stride, int64_t pad, int64_t size) {
-    const int64_t shifted = i + pad - k;
-    return shifted >= 0 && shifted % stride == 0 && shifted / stride < size ? shifted / stride : -1;
-  }
 };
 
 struct SpikeConv2d {
   Conv2d shape;
   const uint32_t* words;  // [batch, height, width, words_per_row(channels)]
-  Tiles tiles;            // groups are taps, row by row
+  int64_t channels;
+  Tiles tiles;  // of weights [kernel_height * kernel_width * channels, columns]
   const void* weights;
   const float* scale;
   const float* bias;
@@ -38,7 +32,7 @@ struct SpikeConv2dGrad {
   int64_t channels, columns;
   const void* dy;  // [batch, out_height, out_width, columns]
   Dtype dy_dtype;
-  float* dw;  // [taps, channels, columns]
+  float* dw;  // [kernel_height, kernel_width, channels, columns]
   int threads;
 };
 

@@ -13,11 +13,11 @@ enum class WeightKind : int { f32 = 0, i16 = 1, i8 = 2 };
 inline int64_t tile_columns(WeightKind kind) { return kind == WeightKind::f32 ? 16 : kind == WeightKind::i16 ? 32 : 64; }
 inline int64_t tile_depth(WeightKind kind) { return kind == WeightKind::i8 ? 256 : 384; }
 
-// Weights [groups, length, columns] as tiles: per strip of tile_columns columns, per group, per block of tile_depth rows, its
-// rows' lines and a line of zeros. A product has one group, a convolution one per tap.
+// Weights [length, columns] as tiles: per strip of tile_columns columns, per block of tile_depth rows, its rows' lines and a
+// line of zeros.
 struct Tiles {
   WeightKind kind;
-  int64_t groups, length, columns;
+  int64_t length, columns;
 
   int64_t blocks() const { return (length + tile_depth(kind) - 1) / tile_depth(kind); }
   int64_t strips() const { return (columns + tile_columns(kind) - 1) / tile_columns(kind); }
@@ -25,9 +25,9 @@ struct Tiles {
     const int64_t left = length - block * tile_depth(kind);
     return left < tile_depth(kind) ? left : tile_depth(kind);
   }
-  int64_t bytes() const { return strips() * groups * (length + blocks()) * 64; }
-  int64_t offset(int64_t strip, int64_t group, int64_t block) const {
-    return ((strip * groups + group) * (length + blocks()) + block * (tile_depth(kind) + 1)) * 64;
+  int64_t bytes() const { return strips() * (length + blocks()) * 64; }
+  int64_t offset(int64_t strip, int64_t block) const {
+    return (strip * (length + blocks()) + block * (tile_depth(kind) + 1)) * 64;
   }
 };
 
@@ -36,7 +36,7 @@ struct TileWeights {
   Tiles tiles;
   const void* weights;
   Dtype dtype;  // of f32 tiles' weights
-  int64_t group_stride, row_stride, column_stride;  // in elements
+  int64_t row_stride, column_stride;  // in elements
   void* out;
   int threads;
 };

@@ -1,5 +1,5 @@
 // dW = spikes^T dy, event-driven: spikes transposed, the rows become the inputs, and dW's row k adds the lines of dy at which
-// input k fired. A convolution does so once per tap, with dy shifted.
+// input k fired.
 #pragma once
 
 #include "events.h"
@@ -10,27 +10,26 @@ namespace spikeclip {
 namespace SPIKECLIP_ISA {
 
 struct WeightGradient {
-  const uint32_t* words;  // [rows, words_per_row(length)]
   int64_t rows, length, columns;
-  const void* dy;  // [.., columns]
+  const void* dy;  // [rows, columns]
   Dtype dy_dtype;
-  int64_t taps;
-  float* dw;  // [taps, length, columns]
+  float* dw;  // [length, columns]
   int threads;
 };
 
-// Rows of spikes are taken in blocks, each summed on its own, in an order that does not depend on the number of threads.
-// source(tap, row) is the row of dy that meets this row of spikes, or below 0.
+// Rows of spikes, which `source` gives, are taken in blocks, each summed on its own, in an order that does not depend on the
+// number of threads.
 template <typename Source>
-void weight_gradient(const WeightGradient& c, Source source) {
+void weight_gradient(const WeightGradient& c, const Source& source) {
   constexpr int64_t kDepth = Float32::kDepth, kColumns = Float32::kColumns, kBlocksAtOnce = 24;
   const int64_t strips = ceil_div(c.columns, kColumns), blocks = ceil_div(c.rows, kDepth), stride = words_per_row(c.length);
   const int64_t at_once = std::min(blocks, kBlocksAtOnce), padded = ceil_div(c.length, 64) * 64;
   const int64_t list_size = Lists::capacity(padded, kDepth);
   const AlignedArray<uint16_t> offsets(at_once * list_size);
   const AlignedArray<int32_t> starts(at_once * (padded + 1)), events(at_once * padded);
-  const AlignedArray<float> sums(strips * c.taps * c.length * kColumns);
+  const AlignedArray<float> sums(strips * c.length * kColumns);
   const Padded zeros(nullptr, 0, strips * kColumns);
+  const Output out{c.dw, Dtype::f32, c.columns, nullptr, zeros.data, false};
   const auto lists = [&](int64_t slot) {
     return Lists{offsets.data + slot * list_size, starts.data + slot * (padded + 1), events.data + slot * padded};
   };
@@ -38,11 +37,12 @@ void weight_gradient(const WeightGradient& c, Source source) {
     const int64_t now = std::min(at_once, blocks - done);
 #pragma omp parallel num_threads(c.threads)
     {
+      const AlignedArray<uint32_t> scratch(source.scratch(kDepth));
       const AlignedArray<uint64_t> columns(padded * kDepth / 64);
 #pragma omp for schedule(dynamic, 1)
       for (int64_t slot = 0; slot < now; ++slot) {
         const int64_t first = (done + slot) * kDepth, rows = std::min(kDepth, c.rows - first);
-        transpose_bits(c.words + first * stride, stride, rows, c.length, columns.data, kDepth / 64);
+        transpose_bits(source.rows(first, rows, scratch.data), stride, rows, c.length, columns.data, kDepth / 64);
         lists(slot).decode(reinterpret_cast<const uint8_t*>(columns.data), kDepth / 8, ceil_div(rows, 8), c.length,
                            static_cast<uint16_t>(kDepth * kLine));
       }
@@ -53,22 +53,13 @@ void weight_gradient(const WeightGradient& c, Source source) {
         const int64_t column = strip * kColumns, width = std::min(kColumns, c.columns - column);
         for (int64_t slot = 0; slot < now; ++slot) {
           const int64_t first = (done + slot) * kDepth, rows = std::min(kDepth, c.rows - first);
-          for (int64_t tap = 0; tap < c.taps; ++tap) {
-            for (int64_t r = 0; r < rows; ++r) {
-              float* line = reinterpret_cast<float*>(tile.data + r * kLine);
-              const int64_t from = source(tap, first + r);
-              if (from < 0) {
-                memset(line, 0, kLine);
-                continue;
-              }
-              const float* row = load_row(c.dy, c.dy_dtype, from * c.columns + column, width, line);
-              if (row != line) memcpy(line, row, static_cast<size_t>(width) * 4);
-            }
-            const Output out{c.dw + tap * c.length * c.columns, Dtype::f32, c.columns, nullptr, zeros.data, false};
-            add_block<Float32>(tile.data, lists(slot), nullptr, c.length,
-                               sums.data + (strip * c.taps + tap) * c.length * kColumns, done + slot == 0,
-                               done + slot == blocks - 1, out, 0, column);
+          for (int64_t r = 0; r < rows; ++r) {
+            float* line = reinterpret_cast<float*>(tile.data + r * kLine);
+            const float* row = load_row(c.dy, c.dy_dtype, (first + r) * c.columns + column, width, line);
+            if (row != line) memcpy(line, row, static_cast<size_t>(width) * 4);
           }
+          add_block<Float32>(tile.data, lists(slot), c.length, sums.data + strip * c.length * kColumns, done + slot == 0,
+                             done + slot == blocks - 1, out, 0, column);
         }
       }
     }

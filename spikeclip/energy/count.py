@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..models.vision import SpikingImageEncoder, SpikingSelfAttention
+from ..models.vision import SpikingImageEncoder
+from ..nn import SpikingSelfAttention
 
 PJ_MAC, PJ_AC = 4.6, 0.9  # 45 nm, fp32: Horowitz 2014, doi 10.1109/ISSCC.2014.6757323
 
@@ -68,8 +69,8 @@ class Count:
 def count(tower: SpikingImageEncoder, images: Tensor) -> Count:
     """Run ``tower`` on ``images`` ``[B, 3, H, W]`` in eval mode and count its convolutions, linears and attention products.
 
-    Attention's two products are counted in the order executed, at the rate of the spikes that select rows: k in the first of
-    q (k^T v), q otherwise; the other operand of the second product is a small integer, not a spike.
+    Attention's two products are counted in the order of the event-driven kernel, q (k^T v), at the rate of the spikes that
+    select rows: k in the first, q in the second, whose other operand is a small integer, not a spike.
     """
     batch, found, handles = len(images), {}, []
 
@@ -95,10 +96,8 @@ def count(tower: SpikingImageEncoder, images: Tensor) -> Count:
 
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
             steps, b, tokens, width = output.shape
-            head = width // module.num_heads
-            direct = tokens < head
-            dense = steps * b * module.num_heads * tokens * head * (tokens if direct else head)
-            record(f"{name}.product1", spikes["q" if direct else "k"], dense, steps)
+            dense = steps * b * tokens * width * (width // module.num_heads)
+            record(f"{name}.product1", spikes["k"], dense, steps)
             record(f"{name}.product2", spikes["q"], dense, steps)
 
         return hook

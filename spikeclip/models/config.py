@@ -20,6 +20,16 @@ class LIFConfig:
     detach_reset: bool = True
     surrogate: str = "sigmoid"
 
+    def neuron(self) -> dict[str, Any]:
+        """The arguments of ``spikeclip.nn.LIF``."""
+        return {
+            "tau": self.tau,
+            "v_threshold": self.v_threshold,
+            "v_reset": self.v_reset,
+            "surrogate_function": self.surrogate,
+            "detach_reset": self.detach_reset,
+        }
+
 
 @dataclass(frozen=True)
 class VisionConfig:

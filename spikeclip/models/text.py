@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..nn import LIF, DirectEncoding
+from ..nn import LIF, DirectEncoding, SpikeLinear
 from .config import LIFConfig, TextConfig
 from .readout import StepReadout
 from .teacher import Teacher
@@ -26,20 +26,13 @@ class SpikingTextEncoder(nn.Module):
         self.positional_embedding = nn.Parameter(
             torch.zeros(config.context_length, config.embedding_width), requires_grad=False
         )
-        neuron = {
-            "tau": lif.tau,
-            "v_threshold": lif.v_threshold,
-            "v_reset": lif.v_reset,
-            "surrogate_function": lif.surrogate,
-            "detach_reset": lif.detach_reset,
-        }
         self.norm1 = nn.BatchNorm1d(flat) if config.norm else nn.Identity()
         self.encode = DirectEncoding(T)
-        self.lif1 = LIF(**neuron)
-        self.fc1 = nn.Linear(flat, config.hidden)
+        self.lif1 = LIF(**lif.neuron())
+        self.fc1 = SpikeLinear(flat, config.hidden)
         self.norm2 = nn.BatchNorm1d(config.hidden) if config.norm else nn.Identity()
-        self.lif2 = LIF(**neuron)
-        self.fc2 = nn.Linear(config.hidden, embed_dim)
+        self.lif2 = LIF(**lif.neuron())
+        self.fc2 = SpikeLinear(config.hidden, embed_dim)
         self.readout = StepReadout(T)
 
     def load_embedding(self, teacher: Teacher) -> None:

@@ -9,32 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..nn import LIF, DirectEncoding
+from ..nn import LIF, DirectEncoding, LinearNorm, SpikeConv2d, SpikingSelfAttention
 from .config import LIFConfig, VisionConfig
 from .readout import StepReadout
-
-
-def _lif(config: LIFConfig, v_threshold: float | None = None) -> LIF:
-    return LIF(
-        tau=config.tau,
-        v_threshold=config.v_threshold if v_threshold is None else v_threshold,
-        v_reset=config.v_reset,
-        surrogate_function=config.surrogate,
-        detach_reset=config.detach_reset,
-    )
-
-
-class LinearNorm(nn.Module):
-    """Linear, then BatchNorm over all leading dimensions: ``[..., C] -> [..., D]``."""
-
-    def __init__(self, in_features: int, out_features: int, bias: bool):
-        super().__init__()
-        self.linear = nn.Linear(in_features, out_features, bias=bias)
-        self.norm = nn.BatchNorm1d(out_features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.linear(x)
-        return self.norm(y.flatten(0, -2)).view_as(y)
 
 
 class SpikingTokenizer(nn.Module):
@@ -48,10 +25,11 @@ class SpikingTokenizer(nn.Module):
         super().__init__()
         sizes = (3, *config.channels)
         pairs = list(zip(sizes, sizes[1:], strict=False))
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairs)
+        kinds = (nn.Conv2d, *[SpikeConv2d] * len(config.channels))  # the image itself is no spikes
+        self.convs = nn.ModuleList(kind(i, o, 3, padding=1, bias=False) for kind, (i, o) in zip(kinds, pairs, strict=False))
         self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o in pairs)
         self.pools = nn.ModuleList(nn.MaxPool2d(3, 2, 1) if pool else nn.Identity() for pool in config.pools)
-        self.neurons = nn.ModuleList(_lif(lif) for _ in pairs[1:])
+        self.neurons = nn.ModuleList(LIF(**lif.neuron()) for _ in pairs[1:])
         self.encode = DirectEncoding(T)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -63,46 +41,19 @@ class SpikingTokenizer(nn.Module):
         return x.flatten(3).transpose(2, 3)
 
 
-class SpikingSelfAttention(nn.Module):
-    """Softmax-free attention on spikes, ``(q k^T) v * scale``, the cheaper association chosen by shape.
-
-    ``[T, B, N, C]`` spikes in, ``[T, B, N, C]`` currents out. Both associations give the same integers, exactly.
-    """
-
-    def __init__(self, config: VisionConfig, lif: LIFConfig):
-        super().__init__()
-        width = config.width
-        self.num_heads = config.num_heads
-        self.scale = config.attention_scale
-        self.q, self.k, self.v = (LinearNorm(width, width, bias=False) for _ in range(3))
-        self.q_lif, self.k_lif, self.v_lif = (_lif(lif) for _ in range(3))
-        self.attention_lif = _lif(lif, config.attention_v_threshold)
-        self.project = LinearNorm(width, width, bias=True)
-
-    def _heads(self, spikes: Tensor) -> Tensor:
-        return spikes.unflatten(-1, (self.num_heads, -1)).transpose(2, 3)
-
-    def forward(self, spikes: Tensor) -> Tensor:
-        q, k, v = (
-            self._heads(neuron(linear(spikes)))
-            for linear, neuron in ((self.q, self.q_lif), (self.k, self.k_lif), (self.v, self.v_lif))
-        )
-        tokens, head_width = q.shape[-2:]
-        mixed = (q @ k.transpose(-1, -2)) @ v if tokens < head_width else q @ (k.transpose(-1, -2) @ v)
-        return self.project(self.attention_lif((mixed * self.scale).transpose(2, 3).flatten(3)))
-
-
 class SpikingBlock(nn.Module):
     """Pre-activation block: spikes feed attention and MLP, whose currents add to the float stream ``[T, B, N, C]``."""
 
     def __init__(self, config: VisionConfig, lif: LIFConfig):
         super().__init__()
         hidden = int(config.width * config.mlp_ratio)
-        self.lif = _lif(lif)
-        self.attention = SpikingSelfAttention(config, lif)
-        self.fc1_lif = _lif(lif)
+        self.lif = LIF(**lif.neuron())
+        self.attention = SpikingSelfAttention(
+            config.width, config.num_heads, config.attention_scale, config.attention_v_threshold, **lif.neuron()
+        )
+        self.fc1_lif = LIF(**lif.neuron())
         self.fc1 = LinearNorm(config.width, hidden, bias=True)
-        self.fc2_lif = _lif(lif)
+        self.fc2_lif = LIF(**lif.neuron())
         self.fc2 = LinearNorm(hidden, config.width, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -48,10 +48,8 @@ class NativeCpu(Native):
 
     def tile(self, w: Tensor) -> Tensor:
         """Weights [K, N] or [O, C, kh, kw] in the kernel's order, as bytes."""
-        if w.dim() == 4:  # [taps, C, O]
-            w = w.permute(2, 3, 1, 0).flatten(0, 1)
-        else:
-            w = w.unsqueeze(0)
+        if w.dim() == 4:  # [kh * kw * C, O]
+            w = w.permute(2, 3, 1, 0).flatten(0, 2)
         kind = _KIND[w.dtype]
         tiles = torch.empty(self._ext.tile_bytes(kind, *w.shape) + 64, dtype=torch.uint8)
         tiles = tiles[-tiles.data_ptr() % 64 :]

@@ -70,10 +70,8 @@ def prepare_weights(w: Tensor, dtype: str = "fp32") -> SpikeWeights:
         return SpikeWeights(w, None)
     if not bool(w.isfinite().all()):
         raise ValueError("w must be finite to be held as integers; got NaN or infinity")
-    inputs_first = w if w.dim() == 2 else w.permute(1, 2, 3, 0).flatten(1)
+    inputs_first = w if w.dim() == 2 else w.permute(2, 3, 1, 0).flatten(0, 2)  # in the order of the kernel's blocks
     unit = _int16_unit(inputs_first) if dtype == "int16" else inputs_first.abs().amax(0) / 127
-    if w.dim() == 4:
-        unit = unit.view(-1, w.shape[0]).amax(0)
     scale = torch.where(unit > 0, unit, 1.0)
     values = (w / (scale if w.dim() == 2 else scale.view(-1, 1, 1, 1))).round().to(_DTYPES[dtype])
     return SpikeWeights(values, scale)

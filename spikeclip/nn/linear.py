@@ -1,0 +1,62 @@
+"""Linear layers fed by spikes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import PackedSpikes, spike_matmul
+from .prepared import SpikeLayer
+
+
+class SpikeLinear(SpikeLayer, nn.Linear):
+    """``torch.nn.Linear`` for spikes, zeros and ones: ``[..., in_features]`` to ``[..., out_features]``; ``ops.spike_matmul``.
+
+    Constructor, parameters and state dict are those of ``torch.nn.Linear``; which kernel runs, dtypes and the binary contract
+    are those of :func:`spikeclip.ops.spike_matmul`. In inference on a CPU the kernel's weight layout is kept: weights written
+    through ``.data`` need a call of ``train()`` or ``eval()`` to be seen.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as for ``torch.nn.Linear``.
+        backend: ``auto``, ``cpu``, ``cuda``, ``triton`` or ``torch``; a named one never falls back.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        backend: str = "auto",
+    ):
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.backend = backend
+
+    def _op_weight(self) -> Tensor:
+        return self.weight.t()
+
+    def forward(self, input: Tensor | PackedSpikes) -> Tensor:
+        """Dense spikes or :class:`~spikeclip.ops.PackedSpikes`, ``[..., in_features]``.
+
+        Raises ValueError for another last dimension, dtype or device, or (see :func:`spikeclip.ops.spike_matmul`) a value that
+        is neither 0 nor 1; TypeError for another type.
+        """
+        return self._as_weight(spike_matmul(input, self._weight_for_op(), self.bias, backend=self.backend))
+
+
+class LinearNorm(nn.Module):
+    """:class:`SpikeLinear`, then BatchNorm over all leading dimensions: spikes ``[..., C]`` to currents ``[..., D]``.
+
+    Raises as :class:`SpikeLinear` does.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, backend: str = "auto"):
+        super().__init__()
+        self.linear = SpikeLinear(in_features, out_features, bias=bias, backend=backend)
+        self.norm = nn.BatchNorm1d(out_features)
+
+    def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:
+        y = self.linear(spikes)
+        return self.norm(y.flatten(0, -2)).view_as(y)

@@ -1,0 +1,100 @@
+"""What the layers fed by spikes share: a backend, and weights kept in the kernel's layout while nothing learns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ..ops import SpikeWeights, prepare_weights
+
+_PREPARED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_optimizer_steps = 0
+
+
+def _count_step(*_: object) -> None:
+    global _optimizer_steps
+    if not torch.compiler.is_compiling():
+        _optimizer_steps += 1
+
+
+# Fused optimizers write parameters without a new version.
+register_optimizer_step_post_hook(_count_step)
+
+
+class SpikeLayer(nn.Module):
+    """Base of layers with a ``weight``, of which :meth:`_op_weight` gives the form that the op takes.
+
+    On a CPU, where no gradient is asked for, the layout that the kernel reads is made once and kept (as large as float32
+    weights). It is made anew after any change that PyTorch counts (optimizers, ``load_state_dict``, in-place operations) or a
+    move to another memory, dtype or device; writes through ``weight.data`` are not counted, so call ``train()`` or ``eval()``
+    after those: both drop it. It is never saved or copied.
+    """
+
+    backend: str = "auto"
+    weight: Tensor
+    # (the weight's memory, its versions, what was made of it); holding the memory keeps its address from being reused.
+    _prepared: tuple[Tensor, tuple[int, int], SpikeWeights] | None = None
+
+    def _op_weight(self) -> Tensor:
+        raise NotImplementedError
+
+    def _weight_for_op(self) -> Tensor | SpikeWeights:
+        weight = self.weight
+        if torch.compiler.is_compiling():
+            return self._op_weight()
+        if (torch.is_grad_enabled() and weight.requires_grad) or not self._preparable(weight):
+            if self._prepared is not None:
+                self._prepared = None
+            return self._op_weight()
+        if self._prepared is None or not _is_same(weight, *self._prepared[:2]):
+            # Tensors made in inference mode could not be saved for a later backward pass.
+            with torch.inference_mode(False), torch.no_grad():
+                ready = prepare_weights(self._op_weight(), "fp32")
+                _ = ready.tiles
+                self._prepared = (weight.detach(), _versions(weight), ready)
+        return self._prepared[2]
+
+    def _preparable(self, weight: Tensor) -> bool:
+        return (
+            weight.device.type == "cpu"
+            and weight.dtype in _PREPARED_DTYPES
+            and type(weight) in (Tensor, nn.Parameter)
+            and self.backend in ("auto", "cpu")
+            and not weight.is_inference()
+        )
+
+    def _as_weight(self, y: Tensor) -> Tensor:
+        """``y`` in the weight's dtype: prepared weights are float32 whatever they were made of."""
+        if y.dtype == self.weight.dtype or torch.is_autocast_enabled(y.device.type):
+            return y
+        return y.to(self.weight.dtype)
+
+    def train(self, mode: bool = True) -> SpikeLayer:
+        self._prepared = None
+        return super().train(mode)
+
+    def _apply(self, fn, recurse: bool = True) -> SpikeLayer:
+        self._prepared = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_prepared"}
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.backend == "auto" else f", backend={self.backend!r}")
+
+
+def _versions(weight: Tensor) -> tuple[int, int]:
+    return weight._version, _optimizer_steps
+
+
+def _is_same(weight: Tensor, seen: Tensor, versions: tuple[int, int]) -> bool:
+    return (
+        _versions(weight) == versions
+        and weight.data_ptr() == seen.data_ptr()
+        and weight.dtype == seen.dtype
+        and weight.device == seen.device
+        and weight.shape == seen.shape
+        and weight.stride() == seen.stride()
+    )
