@@ -15,7 +15,7 @@ def compact(source: Path, allocator: str) -> dict:
             "who": row["params"]["who"],
             "dtype": row["params"].get("dtype", "float32"),
             "density": row["params"].get("density"),
-            "baseline": row.get("extra_info", {}).get("baseline", False),
+            **{"baseline": False, **row.get("extra_info", {})},
             "median_ms": row["stats"]["median"] * 1e3,
             "iqr_ms": row["stats"]["iqr"] * 1e3,
             "rounds": row["stats"]["rounds"],
@@ -44,6 +44,8 @@ def table(runs: list[dict]) -> str:
         rows = [[row for row in run["rows"] if row["group"] == group] for run in runs]
         against = any(row["baseline"] for row in rows[0])
         heads = [f"{run['allocator']}, ms | {'times faster than dense' if against else 'ratio'}" for run in runs]
+        roofs = any("roof" in row for row in rows[0])
+        heads += ["share of roof | extra memory, MB"] if roofs else []
         lines += [f"**{group}**", "", "| | " + " | ".join(heads) + " |", "|---" * (1 + 2 * len(heads)) + "|"]
         names = list(dict.fromkeys(_name(row) for run in rows for row in run))
         several = len({dtype for _, dtype, _ in names}) > 1
@@ -55,6 +57,9 @@ def table(runs: list[dict]) -> str:
                 base = min(row["median_ms"] for row in run if _is_base(row, against))
                 ratio = None if mine is None else base / mine if against else mine / base
                 cells += ["-", "-"] if mine is None else [f"{mine:.3g}", f"{ratio:.2f}"]
+            if roofs:
+                row = next(row for row in rows[0] if _name(row) == name)
+                cells += [f"{row['roof']:.0%}" if "roof" in row else "-", f"{row['memory'] / 1e6:.1f}"]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)

@@ -97,9 +97,7 @@ def test_linear_training(benchmark, length, columns, who, density):
     s, dy = spikes(ROWS, length, density=density).requires_grad_(), torch.randn(ROWS, columns)
     layers = {"nn.Linear": torch.nn.Linear(length, columns), "SpikeLinear": snn.SpikeLinear(length, columns)}
     layers["SpikeLinear"].load_state_dict(layers["nn.Linear"].state_dict())
-    grads = {
-        name: torch.autograd.grad(layer(s), [s, layer.weight, layer.bias], dy) for name, layer in layers.items()
-    }
+    grads = {name: torch.autograd.grad(layer(s), [s, layer.weight, layer.bias], dy) for name, layer in layers.items()}
     for mine, theirs in zip(*grads.values(), strict=True):
         close(mine, theirs, 1e-5)
     layer = layers[who]

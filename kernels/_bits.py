@@ -20,10 +20,10 @@ def _ones(bits, dtype: tl.constexpr):
 
 
 @triton.jit
-def expand(words, dtype: tl.constexpr):
-    """int32 [R, J] -> [R, 32 J]."""
-    bits = (words[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
-    return _ones(bits.reshape(words.shape[0], 32 * words.shape[1]), dtype)
+def expand(words, BITS: tl.constexpr, dtype: tl.constexpr):
+    """The lowest BITS of int32 [R, J] -> [R, BITS J]."""
+    bits = (words[:, :, None] >> tl.arange(0, BITS)[None, None, :]) & 1
+    return _ones(bits.reshape(words.shape[0], BITS * words.shape[1]), dtype)
 
 
 @triton.jit
@@ -40,9 +40,9 @@ def merge(a, b):
 
 @triton.jit
 def alive(words, axis: tl.constexpr):
-    """int32 [32, R] or [R, 32] -> (a mask of the 32 lines that hold a spike, their number), ``axis`` running along a line."""
+    """int32 of at most 32 lines -> (a mask of the lines that hold a spike, their number); ``axis`` runs along a line."""
     some = (tl.reduce(words, axis, merge) != 0).to(tl.int32)
-    return tl.sum(some << tl.arange(0, 32), axis=0), tl.sum(some, axis=0)
+    return tl.sum(some << tl.arange(0, some.shape[0]), axis=0), tl.sum(some, axis=0)
 
 
 @triton.jit

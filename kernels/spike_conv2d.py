@@ -13,6 +13,15 @@ from torch import Tensor
 
 from ._bits import alive, dot, expand, expand_down, first, merge
 
+# What a product with weights of a dtype is made in; integers as floats that hold them exactly.
+COMPUTE = {
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.int16: tl.float32,
+    torch.int8: tl.float16,
+}
+LINES = tl.constexpr(16)  # words of a row that are looked at together for spikes
 PROGRAMS = 256  # about two for each multiprocessor of a large GPU; a weight gradient's rows are split until there are as many
 
 
@@ -44,7 +53,7 @@ def _place(rows, out_height, out_width):
     """Output pixels -> (image, line, column)."""
     line = rows // out_width
     image = line // out_height
-    return image.to(tl.int64), line - image * out_height, rows - line * out_width
+    return image, line - image * out_height, rows - line * out_width
 
 
 @triton.jit
@@ -57,22 +66,24 @@ def _source(image, line, column, tap, height, width, kernel_width, stride_h, str
 
 @triton.jit
 def _accumulate(
-    acc, words_ptr, rows_at, rows_mask, per_row, w_ptr, length, columns_mask, stride_k, stride_n,
-    COMPUTE: tl.constexpr, BN: tl.constexpr,
+    acc, words_ptr, pixel, pixel_mask, per_row, w_ptr, length, columns_mask, stride_k, stride_n,
+    COMPUTE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """acc [BM, BN] + S W, S the BM rows of words at words_ptr + rows_at, W [length, BN] at w_ptr."""
-    w_at = tl.arange(0, 32)[:, None] * stride_k + tl.arange(0, BN)[None, :] * stride_n
-    for chunk in range(0, per_row, 32):
-        word = chunk + tl.arange(0, 32)
-        mask = rows_mask[:, None] & (word < per_row)[None, :]
-        left, some = alive(tl.load(words_ptr + rows_at[:, None] + word[None, :], mask=mask, other=0), 0)
+    """acc [BM, BN] + S W, S the words of BM pixels, W [length, BN] at w_ptr."""
+    w_at = tl.arange(0, BK)[:, None] * stride_k + tl.arange(0, BN)[None, :] * stride_n
+    for chunk in range(0, per_row, LINES):
+        word = chunk + tl.arange(0, LINES)
+        mask = pixel_mask[:, None] & (word < per_row)[None, :]
+        block = tl.load(words_ptr + pixel.to(tl.int64)[:, None] * per_row + word[None, :], mask=mask, other=0)
+        left, some = alive(block, 0)
         for _ in range(some):
             j, left = first(left)
-            words = tl.load(words_ptr + rows_at + chunk + j, mask=rows_mask, other=0)
-            k = (chunk + j) * 32
-            w_mask = (k + tl.arange(0, 32) < length)[:, None] & columns_mask[None, :]
-            w = tl.load(w_ptr + k.to(tl.int64) * stride_k + w_at, mask=w_mask, other=0)
-            acc = dot(expand(words[:, None], COMPUTE), w.to(COMPUTE), acc, "ieee")
+            words = tl.load(words_ptr + pixel.to(tl.int64) * per_row + chunk + j, mask=pixel_mask, other=0)
+            for part in tl.static_range(32 // BK):
+                k = (chunk + j) * 32 + part * BK
+                w_mask = (k + tl.arange(0, BK) < length)[:, None] & columns_mask[None, :]
+                w = tl.load(w_ptr + k.to(tl.int64) * stride_k + w_at, mask=w_mask, other=0)
+                acc = dot(expand((words >> part * BK)[:, None], BK, COMPUTE), w.to(COMPUTE), acc, "ieee")
     return acc
 
 
@@ -80,7 +91,8 @@ def _accumulate(
 def _fwd(
     words_ptr, w_ptr, scale_ptr, bias_ptr, y_ptr, m, n, channels, per_row,
     height, width, out_height, out_width, kernel_width, stride_h, stride_w, pad_h, pad_w, taps, stride_tap, stride_k, stride_n,
-    HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, COMPUTE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, COMPUTE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(n, BN)
     rows = tl.program_id(0) // tiles * BM + tl.arange(0, BM)
@@ -92,8 +104,8 @@ def _fwd(
     for tap in range(taps):
         pixel, inside = _source(image, line, column, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w)
         acc = _accumulate(
-            acc, words_ptr, pixel * per_row, inside & (rows < m), per_row, w_ptr, channels, columns < n, stride_k, stride_n,
-            COMPUTE, BN,
+            acc, words_ptr, pixel, inside & (rows < m), per_row, w_ptr, channels, columns < n, stride_k, stride_n,
+            COMPUTE, BN, BK,
         )  # fmt: skip
         w_ptr += stride_tap
     if HAS_SCALE:
@@ -124,23 +136,21 @@ def _dw(
     end = tl.minimum(begin + rows_each, m)
     acc = tl.zeros((32 * J, BN), tl.float32)
     for chunk in range(begin, end, 32 * BM):
-        rows = chunk + tl.arange(0, 32 * BM)
-        image, line, column = _place(rows, out_height, out_width)
-        pixel, inside = _source(image, line, column, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w)
-        words = tl.load(
-            words_ptr + (pixel * per_row)[None, :] + word[:, None], mask=(inside & (rows < end))[None, :] & word_mask, other=0
-        )
-        left, some = alive(tl.reshape(tl.reduce(words, 0, merge), (32, BM)), 1)
+        every = chunk + tl.arange(0, 32 * BM)
+        images, lines, places = _place(every, out_height, out_width)
+        pixels, within = _source(images, lines, places, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w)
+        block_mask = (within & (every < end))[None, :] & word_mask
+        block = tl.load(words_ptr + (pixels.to(tl.int64) * per_row)[None, :] + word[:, None], mask=block_mask, other=0)
+        left, some = alive(tl.reshape(tl.reduce(block, 0, merge), (32, BM)), 1)
         for _ in range(some):
             i, left = first(left)
             rows = chunk + i * BM + tl.arange(0, BM)
             image, line, column = _place(rows, out_height, out_width)
             pixel, inside = _source(image, line, column, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w)
             rows_mask = inside & (rows < end)
-            words = tl.load(
-                words_ptr + (pixel * per_row)[None, :] + word[:, None], mask=rows_mask[None, :] & word_mask, other=0
-            )
-            dy_at = image * stride_image + line.to(tl.int64) * stride_line + column.to(tl.int64) * stride_column
+            words_at = (pixel.to(tl.int64) * per_row)[None, :] + word[:, None]
+            words = tl.load(words_ptr + words_at, mask=rows_mask[None, :] & word_mask, other=0)
+            dy_at = image.to(tl.int64) * stride_image + line.to(tl.int64) * stride_line + column.to(tl.int64) * stride_column
             dy_mask = rows_mask[:, None] & (columns < n)[None, :]
             dy = tl.load(dy_ptr + dy_at[:, None] + dy_columns, mask=dy_mask, other=0.0)
             acc = dot(expand_down(words, dy_ptr.dtype.element_ty), dy, acc, "ieee")
@@ -150,12 +160,13 @@ def _dw(
     tl.store(dw_ptr + dw_row[:, None] * n + columns[None, :], acc, mask=dw_mask)
 
 
-def launch_forward(compute: torch.dtype, m: int, n: int) -> dict[str, int]:
-    """Tile and warps of the product of m rows with n columns."""
-    if compute == torch.float32:
-        return {"BM": 64, "BN": 32 if n <= 32 else 64, "num_warps": 4, "num_stages": 2}
-    bm = 16 if m <= 16 else 64 if m <= 64 * PROGRAMS else 128
-    return {"BM": bm, "BN": 32 if n <= 32 else 64 if n <= 64 else 128, "num_warps": 8 if bm == 128 else 4, "num_stages": 3}
+def launch_forward(dtype: torch.dtype, m: int, n: int) -> dict[str, int]:
+    """Tile and warps of the product of m rows with n columns of weights."""
+    if COMPUTE[dtype] == tl.float32:
+        tile = {"BM": 16, "BN": 32, "BK": 32, "num_warps": 4} if m <= 16 else {"BM": 128, "BN": 64, "BK": 16, "num_warps": 8}
+        return {**tile, "num_stages": 2}
+    bn = 32 if n <= 32 else 64 if n <= 64 else 128
+    return {"BM": 16 if m <= 16 else 64, "BN": bn, "BK": 32, "num_warps": 4, "num_stages": 3}
 
 
 def launch_gradient(dtype: torch.dtype, n: int) -> dict[str, int]:
@@ -169,32 +180,31 @@ def rows_each(m: int, tiles: int, step: int) -> int:
     return triton.cdiv(triton.cdiv(m, splits), step) * step
 
 
-def _check_rows(m: int) -> int:
-    if m >= 2**31 - 2**16:
-        raise ValueError(f"at most 2^31 - 2^16 rows of spikes in one product; got {m}")
+def _check_rows(words: Tensor, m: int) -> int:
+    most = max(m, words.shape[:-1].numel())
+    if most >= 2**31 - 2**16:
+        raise ValueError(f"at most 2^31 - 2^16 rows of spikes in one product; got {most}")
     return m
 
 
 def forward(words, shape, channels, w, strides, scale, bias, n, m, dtype):
     """words -> y [m, n] in ``dtype``; w by its strides of tap, channel and column."""
-    y = words.new_empty((_check_rows(m), n), dtype=dtype)
+    y = words.new_empty((_check_rows(words, m), n), dtype=dtype)
     if y.numel():
-        compute = {torch.int8: torch.float16, torch.int16: torch.float32}.get(w.dtype, w.dtype)
-        launch = launch_forward(compute, m, n)
+        launch = launch_forward(w.dtype, m, n)
+        grid = (triton.cdiv(m, launch["BM"]) * triton.cdiv(n, launch["BN"]),)
+        scale, bias = (words if x is None else x.contiguous() for x in (scale, bias))
         with torch.cuda.device(words.device if words.is_cuda else -1):
-            _fwd[(triton.cdiv(m, launch["BM"]) * triton.cdiv(n, launch["BN"]),)](
-                words, w, words if scale is None else scale, words if bias is None else bias, y, m, n, channels, words.shape[-1],
-                *shape, *strides, HAS_SCALE=scale is not None, HAS_BIAS=bias is not None, COMPUTE=_TRITON[compute], **launch,
+            _fwd[grid](
+                words, w, scale, bias, y, m, n, channels, words.shape[-1], *shape, *strides,
+                HAS_SCALE=scale is not words, HAS_BIAS=bias is not words, COMPUTE=COMPUTE[w.dtype], **launch,
             )  # fmt: skip
     return y
 
 
-_TRITON = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-
-
 def gradient(words, shape, channels, dy, strides, n, m):
     """words and dy, by its strides of image, line, pixel and column -> float32 [taps, channels, n]."""
-    if not (_check_rows(m) and n and channels):
+    if not (_check_rows(words, m) and n and channels):
         return dy.new_zeros((shape.taps, channels, n), dtype=torch.float32)
     launch = launch_gradient(dy.dtype, n)
     tiles = shape.taps * triton.cdiv(words.shape[-1], launch["J"]) * triton.cdiv(n, launch["BN"])

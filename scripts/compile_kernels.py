@@ -1,6 +1,7 @@
 """Compile every Triton kernel for sm_80 and sm_90, without a GPU, and report registers and spills.
 
 Exit code 1 if one does not compile or spills. Both are read from the report of the assembler that triton ships.
+Arguments pick kernels by the first word of their names, all without any.
 """
 
 from __future__ import annotations
@@ -11,33 +12,53 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 import triton
-from spikeclip.kernels import lif
+from spikeclip.kernels import lif, pack, spike_attention, spike_conv2d
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from spikeclip.ops.surrogate import SURROGATES
 
 DTYPES = ("fp32", "fp16", "bf16")
-OPTIONS = {"num_warps": lif.LAUNCH["num_warps"], "enable_fp_fusion": False}
+TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "i16": torch.int16, "i8": torch.int8}
+TRITON = {name: spike_conv2d.COMPUTE[TORCH[name]] for name in DTYPES}
 
 
-def forward_variants():
+class Variant(NamedTuple):
+    """One compilation; the first two words of ``name`` are its line of the report, ``aligned`` arguments divide by 16."""
+
+    name: str
+    kernel: triton.JITFunction
+    signature: dict[str, str]
+    constants: dict[str, object]
+    options: dict[str, object]
+    aligned: tuple[str, ...] = ()
+
+
+def variant(name, kernel, pointers, integers, floats, constants, launch, aligned=()) -> Variant:
+    """Pointers are aligned, as allocations are; an integer among ``constants`` is an argument that equals 1."""
+    signature = {key: f"*{dtype}" for key, dtype in pointers.items()}
+    signature |= dict.fromkeys((key for key in integers if key not in constants), "i32") | dict.fromkeys(floats, "fp32")
+    tile = {key: value for key, value in launch.items() if not key.startswith("num_")}
+    options = {key: value for key, value in launch.items() if key.startswith("num_")}
+    return Variant(name, kernel, signature, constants | tile, options, (*pointers, *(a for a in aligned if a in signature)))
+
+
+def lif_forward_variants():
     for dtype, (learnt, decay, soft) in itertools.product(DTYPES, [(0, 1, 0), (1, 1, 0), (0, 0, 1)]):
         signature = dict.fromkeys(("x_ptr", "spikes_ptr"), f"*{dtype}")
         signature |= dict.fromkeys(("v0_ptr", "v_last_ptr", "tau_ptr"), "*fp32") | {"steps": "i32", "n": "i32"}
         signature |= dict.fromkeys(("tau", "v_threshold", "v_reset"), "fp32")
         constants = {"HAS_V0": bool(learnt), "TAU_TENSOR": bool(learnt), "DECAY_INPUT": bool(decay), "SOFT_RESET": bool(soft)}
-        yield (
-            f"fwd {dtype} tau_tensor={learnt} decay={decay} soft={soft}",
-            lif._fwd,
-            signature,
-            {**constants, "BLOCK": lif.LAUNCH["BLOCK"]},
-        )
+        name = f"lif_fwd {dtype} tau_tensor={learnt} decay={decay} soft={soft}"
+        options = {"num_warps": lif.LAUNCH["num_warps"], "enable_fp_fusion": False}
+        yield Variant(name, lif._fwd, signature, {**constants, "BLOCK": lif.LAUNCH["BLOCK"]}, options)
 
 
-def backward_variants():
+def lif_backward_variants():
     every = [(name, row.index, 0, 1, 0, 0, 0) for name, row in SURROGATES.items()]
     every += [("sigmoid", 0, 1, 1, 0, 0, 1), ("atan", 1, 1, 0, 1, 1, 1), ("atan", 1, 0, 1, 0, 1, 0)]
     for dtype, (name, kind, learnt, decay, soft, detach, long) in itertools.product(DTYPES, every):
@@ -51,17 +72,114 @@ def backward_variants():
             "DECAY_INPUT": bool(decay), "SOFT_RESET": bool(soft), "DETACH_RESET": bool(detach), "KIND": kind, "WIDE": wide,
             "LONG": bool(long), "SEGMENT": lif.SEGMENT, "BLOCK": lif.LAUNCH["BLOCK"],
         }  # fmt: skip
-        yield f"bwd {dtype} {name} tau_tensor={learnt} decay={decay} soft={soft} long={long}", lif._bwd, signature, constants
+        name = f"lif_bwd {dtype} {name} tau_tensor={learnt} decay={decay} soft={soft} long={long}"
+        options = {"num_warps": lif.LAUNCH["num_warps"], "enable_fp_fusion": False}
+        yield Variant(name, lif._bwd, signature, constants, options)
 
 
-def resources(ptx: str) -> tuple[int, int]:
+def pack_variants():
+    sizes = ("length", "per_row", "words")
+    for dtype, one in itertools.product((*DTYPES, "u8"), (False, True)):
+        ones, aligned = (dict.fromkeys(sizes, 1), ()) if one else ({}, ("length", "words"))
+        pointers = {"s_ptr": dtype, "words_ptr": "i32"}
+        name = f"pack {dtype} {'one' if one else 'many'}"
+        checked = {**ones, "CHECK": one}
+        yield variant(name, pack._pack, {**pointers, "flag_ptr": "i32"}, sizes, (), checked, pack.LAUNCH, aligned)
+        yield variant(f"un{name}", pack._unpack, pointers, sizes, (), ones, pack.LAUNCH, aligned)
+
+
+SHAPE = ("height", "width", "out_height", "out_width", "kernel_width", "stride_h", "stride_w", "pad_h", "pad_w", "taps")
+# Arguments that are 1 in a matrix product; the paddings are 0.
+MATRIX = dict.fromkeys((key for key in SHAPE if not key.startswith("pad")), 1)
+SIZES = ("m", "n", "channels", "per_row", *SHAPE)
+
+
+def product_variants():
+    """Every dtype, few rows and many, as a matrix product and as a convolution, with round sizes and with ragged ones."""
+    integers = (*SIZES, "stride_tap", "stride_k", "stride_n")
+    for dtype, m, conv, ragged in itertools.product(TORCH, (16, 100_000), (False, True), (False, True)):
+        n = 20 if ragged else 384
+        ones = ({} if conv else MATRIX) | {"stride_n" if conv or ragged else "stride_k": 1}
+        compute = spike_conv2d.COMPUTE[TORCH[dtype]]
+        constants = {**ones, "HAS_SCALE": dtype[0] == "i", "HAS_BIAS": True, "COMPUTE": compute}
+        out = "fp32" if dtype[0] == "i" else dtype
+        pointers = {"words_ptr": "i32", "w_ptr": dtype, "scale_ptr": "fp32", "bias_ptr": "fp32", "y_ptr": out}
+        aligned = () if ragged else ("m", "n", "channels", "stride_tap", "stride_k", "stride_n")
+        launch = spike_conv2d.launch_forward(TORCH[dtype], m, n)
+        name = f"product {dtype} m={m} conv={conv} ragged={ragged}"
+        yield variant(name, spike_conv2d._fwd, pointers, integers, (), constants, launch, aligned)
+    everything_one = {key: 1 for key in integers if not key.startswith("pad")}
+    launch = spike_conv2d.launch_forward(torch.float32, 1, 1)
+    pointers = dict.fromkeys(("w_ptr", "scale_ptr", "bias_ptr", "y_ptr"), "fp32") | {"words_ptr": "i32"}
+    constants = {**everything_one, "HAS_SCALE": False, "HAS_BIAS": False, "COMPUTE": TRITON["fp32"]}
+    yield variant("product fp32 ones", spike_conv2d._fwd, pointers, integers, (), constants, launch)
+
+
+def gradient_variants():
+    integers = (*SIZES, "stride_image", "stride_line", "stride_column", "stride_n", "rows_each")
+    for dtype, conv, ragged in itertools.product(DTYPES, (False, True), (False, True)):
+        n = 20 if ragged else 384
+        aligned = () if ragged else ("m", "n", "channels", "stride_image", "stride_line", "stride_column", "rows_each")
+        pointers = {"words_ptr": "i32", "dy_ptr": dtype, "dw_ptr": "fp32"}
+        launch = spike_conv2d.launch_gradient(TORCH[dtype], n)
+        constants = ({} if conv else MATRIX) | {"stride_n": 1}
+        name = f"gradient {dtype} conv={conv} ragged={ragged}"
+        yield variant(name, spike_conv2d._dw, pointers, integers, (), constants, launch, aligned)
+    ones = {key: 1 for key in integers if not key.startswith("pad") and key != "rows_each"}
+    pointers = {"words_ptr": "i32", "dy_ptr": "fp32", "dw_ptr": "fp32"}
+    launch = spike_conv2d.launch_gradient(torch.float32, 1)
+    yield variant("gradient fp32 ones", spike_conv2d._dw, pointers, integers, (), ones, launch)
+
+
+def attention_variants():
+    """Heads of one word and of more, and everything of size 1."""
+    sizes, rows = ("n", "s", "channels", "per_row", "heads", "width"), ("rows", "channels", "per_row", "heads", "width")
+    for width in (1, 32, 48):
+        ones, other = (dict.fromkeys(sizes, 1), dict.fromkeys(rows, 1)) if width == 1 else ({}, {})
+        aligned = ("channels", "width")
+        for direct in (False, True):
+            pointers = {"q_ptr": "i32", "k_ptr": "i32", "v_ptr": "i32", "y_ptr": "fp16"}
+            name = f"attention bits width={width} direct={direct}"
+            launch = spike_attention.launch_forward(width)
+            yield variant(name, spike_attention._fwd, pointers, sizes, ("scale",), {**ones, "DIRECT": direct}, launch, aligned)
+        for b in ("i32", *DTYPES):
+            pointers = {"a_ptr": "i32", "b_ptr": b, "gram_ptr": "fp32"}
+            launch, constants = spike_attention.launch_gram(width), {**other, "B_BITS": b == "i32"}
+            yield variant(f"gram {b} width={width}", spike_attention._gram, pointers, rows, (), constants, launch, aligned)
+        products = [("i32", "fp16", "ieee"), ("i32", "fp32", "ieee"), ("fp32", "fp32", "ieee"), ("i32", "fp32", "tf32x3")]
+        products += [("fp16", "fp32", "tf32x3"), ("bf16", "fp32", "tf32x3")]
+        for (a, operand, precision), transposed in itertools.product(products, (False, True)):
+            out = "fp32" if (operand, precision) == ("fp32", "ieee") else a if a != "i32" else "fp16"
+            constants = {**other, "stride_i" if transposed else "stride_j": 1}
+            if width == 1:
+                constants |= {"stride_i": 1, "stride_j": 1}
+            constants |= {"A_BITS": a == "i32", "OPERAND": TRITON[operand], "PRECISION": precision}
+            launch = spike_attention.launch_apply(width, TORCH[operand], precision)
+            yield variant(
+                f"apply {a} operand={operand} {precision} transposed={transposed} width={width}", spike_attention._apply,
+                {"a_ptr": a, "gram_ptr": "fp32", "y_ptr": out}, (*rows, "stride_i", "stride_j"), ("scale",), constants, launch,
+                aligned,
+            )  # fmt: skip
+
+
+def every_variant():
+    yield from lif_forward_variants()
+    yield from lif_backward_variants()
+    yield from pack_variants()
+    yield from product_variants()
+    yield from gradient_variants()
+    yield from attention_variants()
+
+
+def resources(ptx: str, fused: bool) -> tuple[int, int]:
     """(registers, bytes spilled) as an assembler that triton ships reports them; it ships two, of different PTX versions."""
     target = re.search(r"\.target (\w+)", ptx)[1]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
         for assembler in sorted((Path(triton.__file__).parent / "backends" / "nvidia" / "bin").glob("ptxas*")):
-            command = [assembler, "-v", "--fmad=false", f"--gpu-name={target}", file.name, "-o", "/dev/null"]
+            options = [] if fused else ["--fmad=false"]
+            command = [assembler, "-v", *options, f"--gpu-name={target}", file.name, "-o", "/dev/null"]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode == 0:
                 spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr).groups()
@@ -69,26 +187,34 @@ def resources(ptx: str) -> tuple[int, int]:
     raise RuntimeError(f"no assembler takes this PTX: {done.stderr}")
 
 
-def main() -> int:
+def compile_variant(v: Variant, capability: int) -> tuple[int, int]:
+    names = v.kernel.arg_names
+    order = {key: v.signature.get(key, "constexpr") for key in names}
+    constants = {(names.index(key),): value for key, value in v.constants.items()}
+    attributes = {(names.index(key),): [["tt.divisibility", 16]] for key in v.aligned}
+    source = ASTSource(v.kernel, order, constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=v.options)
+    return resources(compiled.asm["ptx"], v.options.get("enable_fp_fusion", True))
+
+
+def main(picked: list[str]) -> int:
     bad = 0
     print(f"triton {triton.__version__}")
     for capability in (80, 90):
         worst = {}
-        for name, function, signature, constants in itertools.chain(forward_variants(), backward_variants()):
-            order = {key: signature.get(key, "constexpr") for key in function.arg_names}
-            source = ASTSource(function, order, {(function.arg_names.index(k),): v for k, v in constants.items()})
+        for v in every_variant():
+            if picked and v.name.split()[0] not in picked:
+                continue
             try:
-                compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=OPTIONS)
+                registers, spilled = compile_variant(v, capability)
             except Exception as error:  # any compiler failure is the finding
-                print(f"sm_{capability} {name}: does not compile: {error}")
+                print(f"sm_{capability} {v.name}: does not compile: {error}")
                 bad += 1
                 continue
-            registers, spilled = resources(compiled.asm["ptx"])
             if spilled:
-                print(f"sm_{capability} {name}: spills {spilled} bytes at {registers} registers")
+                print(f"sm_{capability} {v.name}: spills {spilled} bytes at {registers} registers")
                 bad += 1
-            group = " ".join(name.split()[:2])
-            worst.setdefault(group, []).append(registers)
+            worst.setdefault(" ".join(v.name.split()[:2]), []).append(registers)
         for group, counts in worst.items():
             print(f"sm_{capability} {group}: {len(counts)} variants, {min(counts)} to {max(counts)} registers")
     print("all compiled without spills" if not bad else f"{bad} kernels failed")
@@ -96,4 +222,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

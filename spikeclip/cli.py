@@ -10,14 +10,15 @@ import tyro
 
 Out = Annotated[Path, tyro.conf.arg(help="folder to write into")]
 Precision = Literal["no", "bf16", "fp16"]
+Device = Annotated[Literal["auto", "cpu", "cuda"], tyro.conf.arg(help="where to run; auto: cuda if there is one")]
 _TEACHER = "open_clip architecture, a folder with open_clip_config.json, or the packaged spikeclip-demo-teacher"
 
 
-def demo(out: Out = Path("spikeclip-demo"), seed: int = 0) -> None:
+def demo(out: Out = Path("spikeclip-demo"), seed: int = 0, device: Device = "auto") -> None:
     """Train a small SpikeCLIP by the paper's recipe on embedded pictures and ask it zero-shot questions (about 5 minutes)."""
     from .demo import run
 
-    run(out, seed=seed)
+    run(out, seed=seed, device=_device(device))
 
 
 def align_text(
@@ -32,6 +33,7 @@ def align_text(
     lr_min: float = 0.0,
     mixed_precision: Precision = "no",
     seed: int = 0,
+    device: Device = "auto",
 ) -> None:
     """Stage 1a: align the text tower of a config or saved model to the teacher, on one sentence a line of --sentences.
 
@@ -43,7 +45,7 @@ def align_text(
     from .training.compositions import caption_corpus
 
     settings = Settings(steps, batch_size, lr, lr_min, seed=seed, mixed_precision=mixed_precision)
-    student, guide = _student(model), load_teacher(teacher, pretrained)
+    student, guide = _student(model, seed, device), load_teacher(teacher, pretrained).to(_device(device))
     lines = caption_corpus() if sentences is None else [s for s in _text(sentences).splitlines() if s.strip()]
     history = stage(student, guide, lines, settings, log=out / "align-text.jsonl", save=lambda: student.save_pretrained(out))
     _report(history, out)
@@ -63,6 +65,7 @@ def align_image(
     validate_every: int = 500,
     mixed_precision: Precision = "no",
     seed: int = 0,
+    device: Device = "auto",
 ) -> None:
     """Stage 1b: align the image tower of a saved model to the teacher. The paper: batch 196, lr 5e-3 to 5e-4."""
     from .models import load_teacher
@@ -70,7 +73,7 @@ def align_image(
     from .training import align_image as stage
 
     settings = Settings(steps, batch_size, lr, lr_min, True, 0.0, validate_every, seed, mixed_precision)
-    student, guide = _student(model), load_teacher(teacher, pretrained)
+    student, guide = _student(model, seed, device), load_teacher(teacher, pretrained).to(_device(device))
     train, validate = _splits(student, data, root, seed)
     history = stage(
         student,
@@ -101,6 +104,7 @@ def finetune(
     validate_every: int = 50,
     mixed_precision: Precision = "no",
     seed: int = 0,
+    device: Device = "auto",
 ) -> None:
     """Stage 2: fine-tune a saved model on a task with CE + kl_weight * KL to the teacher.
 
@@ -113,7 +117,7 @@ def finetune(
 
     check_weights(kl_weight, temperature)
     settings = Settings(steps, batch_size, lr, lr_min, True, 0.0, validate_every, seed, mixed_precision)
-    student, guide = _student(model), load_teacher(teacher, pretrained)
+    student, guide = _student(model, seed, device), load_teacher(teacher, pretrained).to(_device(device))
     train, validate = _splits(student, data, root, seed)
     if kl_weight == 0:
         guide = None
@@ -142,12 +146,16 @@ def eval_(
     root: Path | None = None,
     split: Literal["val", "test"] = "test",
     per_class: bool = False,
+    device: Device = "auto",
 ) -> None:
-    """Zero-shot accuracy of a saved model: top-1, top-5 and, with --per-class, every class."""
+    """Zero-shot accuracy of a saved model: top-1, top-5 and, with --per-class, every class.
+
+    The test pictures of the compositions are judged among all 80 labels; their val pictures, as in training, among the seen 60.
+    """
     from .training.data import load
     from .zeroshot import class_vectors, evaluate
 
-    student = _saved(model)
+    student = _saved(model, device)
     images = load(data, root, split=split, image_size=student.visual.image_size)
     result = evaluate(student, images, class_vectors(student, images.classes, images.templates))
     scores = f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%}"
@@ -162,6 +170,7 @@ def zeroshot(
     labels: Annotated[str, tyro.conf.arg(help='candidates, separated by commas: "a, b, c"')],
     model: str = "spikeclip-demo",
     template: str = "a photo of a {}.",
+    device: Device = "auto",
 ) -> None:
     """Answer which of the labels each image shows, with probabilities."""
     import torch
@@ -169,10 +178,12 @@ def zeroshot(
     from .training.data import open_image
     from .zeroshot import class_vectors, classify
 
-    candidates = [label.strip() for label in labels.split(",") if label.strip()]
-    if len(candidates) < 2:
-        raise ValueError(f'labels must name at least two candidates, as in "a, b"; got {labels!r}')
-    student = _saved(model)
+    candidates = [label.strip() for label in labels.split(",")]
+    if len(set(candidates)) < max(2, len(candidates)) or "" in candidates:
+        raise ValueError(f'labels must name at least two candidates, all different, as in "a, b"; got {labels!r}')
+    if not image:
+        raise ValueError("image must name at least one picture; got none")
+    student = _saved(model, device)
     for label in candidates:
         if unknown := student.tokenizer.unknown_words(label):
             print(f"note: {model} does not know the words {', '.join(unknown)} of {label!r}", file=sys.stderr)
@@ -201,18 +212,31 @@ def info() -> None:
             print(f"  {name}: {reason or 'available'}")
 
 
-def _saved(model: str):
+def _device(name: str):
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device must be auto or cpu where there is no CUDA device; got 'cuda'")
+    return torch.device("cuda" if torch.cuda.is_available() and name != "cpu" else "cpu")
+
+
+def _saved(model: str, device: str):
     from .models import SpikeCLIP
 
-    return SpikeCLIP.from_pretrained(model)
+    return SpikeCLIP.from_pretrained(model).to(_device(device))
 
 
-def _student(model: str):
-    """An untrained model when ``model`` names a config, a saved one when it is a folder."""
+def _student(model: str, seed: int, device: str):
+    """An untrained model, drawn by ``seed``, when ``model`` names a config; a saved one when it is a folder."""
+    import torch
+
     from .models import SpikeCLIP
     from .models.config import available
 
-    return SpikeCLIP.from_config(model) if model in available() or model.endswith(".json") else _saved(model)
+    if model not in available() and not model.endswith(".json"):
+        return _saved(model, device)
+    torch.manual_seed(seed)
+    return SpikeCLIP.from_config(model).to(_device(device))
 
 
 def _splits(student, data: str, root: Path | None, seed: int):

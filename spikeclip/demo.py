@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ from .training import History, Settings, adapt_teacher, align_image, align_text,
 from .training.compositions import LABELS, SEEN, TEMPLATES, UNSEEN, caption_corpus
 from .training.data import Rendered
 from .training.recipe import image_features
-from .zeroshot import class_vectors, evaluate
+from .zeroshot import class_vectors, classify, evaluate
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def bf16_is_fast() -> bool:
     return torch.cpu._is_avx512_bf16_supported()
 
 
-def run(out: Path, plan: Plan | None = None, seed: int = 0) -> dict[str, float]:
+def run(out: Path, plan: Plan | None = None, seed: int = 0, device: str | torch.device = "cpu") -> dict[str, float]:
     """Align a spiking student to the packaged teacher, fine-tune it on sketches, and ask it about unseen compositions.
 
     Writes the student, ``summary.json``, logs and pictures into ``out``. Accuracies are top-1 over all 80 labels, seen and
@@ -51,15 +53,16 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0) -> dict[str, float]:
     """
     plan = plan or Plan()
     started = time.perf_counter()
-    torch.manual_seed(seed)
-    out.mkdir(parents=True, exist_ok=True)
-    precision = "bf16" if bf16_is_fast() else "no"
+    text_settings = replace(plan.text, seed=seed)
+    precision = "bf16" if torch.device(device).type == "cuda" or bf16_is_fast() else "no"
 
     def fast(settings: Settings) -> Settings:
-        return Settings(**{**settings.__dict__, "mixed_precision": precision, "seed": seed})
+        return replace(settings, mixed_precision=precision, seed=seed)
 
-    teacher = load_teacher()
-    student = SpikeCLIP.from_config("spikeclip-demo")
+    torch.manual_seed(seed)
+    out.mkdir(parents=True, exist_ok=True)
+    teacher = load_teacher().to(device)
+    student = SpikeCLIP.from_config("spikeclip-demo").to(device)
     pictures = Rendered(plan.images, seed=1_000 + 10_000 * seed)
     held_out = Rendered(500, seed=2_000 + 10_000 * seed)
     tests = {
@@ -73,9 +76,7 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0) -> dict[str, float]:
         return {name: evaluate(model, data, vectors).top1 for name, data in tests.items()}
 
     histories: dict[str, History] = {}
-    histories["text alignment"] = align_text(
-        student, teacher, caption_corpus(), Settings(**{**plan.text.__dict__, "seed": seed}), log=out / "align-text.jsonl"
-    )
+    histories["text alignment"] = align_text(student, teacher, caption_corpus(), text_settings, log=out / "align-text.jsonl")
     vectors = class_vectors(student, LABELS, TEMPLATES)
     histories["image alignment"] = align_image(
         student,
@@ -116,7 +117,7 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0) -> dict[str, float]:
     final, after = tuned["CE + KL"]
     after_ce = tuned["CE alone"][1]
 
-    sample = torch.stack([tests["seen"][i][0] for i in range(min(256, plan.test_images))])
+    sample = torch.stack([tests["seen"][i][0] for i in range(min(256, plan.test_images))]).to(device)
     with FiringRates(final.visual) as watch, torch.no_grad():
         final.eval().visual(sample)
     rates = watch.rates()
@@ -125,9 +126,9 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0) -> dict[str, float]:
     adapted_scores = score(adapted, class_vectors(adapted, LABELS, TEMPLATES))
 
     final.save_pretrained(out / "student")
-    figures.loss_curves(histories, out / "loss.png")
-    figures.firing_rates(rates, out / "rates.png")
-    _answer_grid(final, vectors, tests, out / "answers.png")
+    _whole(out / "loss.png", lambda path: figures.loss_curves(histories, path))
+    _whole(out / "rates.png", lambda path: figures.firing_rates(rates, path))
+    _whole(out / "answers.png", lambda path: _answer_grid(final, vectors, tests, path))
     summary = {
         "chance": 1 / len(LABELS),
         "teacher_seen": teacher_scores["seen"],
@@ -149,7 +150,7 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0) -> dict[str, float]:
         "energy_ann_millijoules": energy.ann_millijoules,
         "seconds": time.perf_counter() - started,
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    _whole(out / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=1) + "\n"))
     table = {
         "chance": dict.fromkeys(tests, 1 / len(LABELS)),
         "teacher": teacher_scores,
@@ -162,12 +163,21 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0) -> dict[str, float]:
     return summary
 
 
+def _whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file beside ``path`` and put it there once it is whole."""
+    half = path.with_name(f".half-{path.name}")
+    try:
+        write(half)
+        os.replace(half, path)
+    finally:
+        half.unlink(missing_ok=True)
+
+
 @torch.no_grad()
 def _answer_grid(model: SpikeCLIP, vectors: torch.Tensor, tests: dict[str, Rendered], path: Path) -> None:
     pairs = [tests[name][i] for name in ("unseen", "task") for i in range(16)]
     images = torch.stack([image for image, _ in pairs])
-    chances = (model.logit_scale.exp() * model.encode_image(images, normalize=True) @ vectors.T).softmax(-1)
-    certainty, top = chances.max(-1)
+    certainty, top = classify(model, images, vectors).max(-1)
     figures.answers(images, [LABELS[y] for _, y in pairs], [LABELS[y] for y in top.tolist()], certainty.tolist(), path)
 
 

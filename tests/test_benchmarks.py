@@ -31,6 +31,25 @@ def test_ratios_are_against_our_fastest_in_the_same_run(tmp_path):
     assert lines[4:] == ["| spikeclip (cpu) | 2 | 1.00 |", "| spikeclip (triton) | 4 | 2.00 |", "| peer | 9 | 4.50 |"]
 
 
+def test_where_dense_products_are_timed_ratios_are_against_the_fastest_of_them(tmp_path):
+    report = load("report")
+    benchmarks = [result("spikeclip", 0.002), result("spikeclip", 0.004), result("slow", 0.009), result("fast", 0.008)]
+    for row, density in zip(benchmarks, (0.1, 0.5, 0.1, 0.1), strict=True):
+        row["params"]["density"] = density
+    benchmarks[0]["extra_info"] = {"roof": 0.25, "memory": 2_000_000}
+    benchmarks[1]["extra_info"] = {"memory": 0}
+    benchmarks[2]["extra_info"] = benchmarks[3]["extra_info"] = {"baseline": True, "memory": 0}
+    run = {"datetime": "d", "commit_info": {"id": "c", "dirty": False}, "machine_info": {}, "benchmarks": benchmarks}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    lines = report.table([report.compact(tmp_path / "run.json", "default")]).splitlines()
+    assert lines[4:] == [
+        "| spikeclip, 10% firing | 2 | 4.00 | 25% | 2.0 |",
+        "| spikeclip, 50% firing | 4 | 2.00 | - | 0.0 |",
+        "| slow | 9 | 0.89 | - | 0.0 |",
+        "| fast | 8 | 1.00 | - | 0.0 |",
+    ]
+
+
 def test_every_peer_that_is_installed_computes_our_neuron():
     peers = load("peers")
     x = torch.randn(5, 300) + 0.3

@@ -77,9 +77,11 @@ def test_zeroshot_says_which_words_it_does_not_know(said, picture):
 
 
 def test_eval_per_class(said):
-    code, out, _ = said("eval", "--data", "compositions", "--split", "val", "--per-class")
+    code, out, _ = said("eval", "--data", "compositions", "--per-class")
     lines = out.splitlines()
     assert code == 0 and len(lines) == 81 and any(line.endswith("no images") for line in lines) and "red circle" in lines[1]
+    code, out, _ = said("eval", "--data", "compositions", "--split", "val", "--per-class")
+    assert code == 0 and len(out.splitlines()) == 61 and "no images" not in out
 
 
 def test_info_names_backends_and_reasons(said):
@@ -93,7 +95,10 @@ def test_info_names_backends_and_reasons(said):
     [
         (("zeroshot", "--image", "no.png", "--labels", "a, b"), "image must be a readable picture; no.png"),
         (("zeroshot", "--image", "no.png", "--labels", "a"), "labels must name at least two candidates"),
-        (("zeroshot", "--image", "no.png", "--labels", "a, b", "--model", "/no/model"), "could not be loaded as a SpikeCLIP"),
+        (
+            ("zeroshot", "--image", "no.png", "--labels", "a, b", "--model", "/no/model"),
+            "model must be spikeclip-demo, the folder of",
+        ),
         (("eval", "--data", "mnist"), "data must be one of"),
         (("eval", "--data", "cifar10"), "root must be a folder"),
         (("align-text", "--out", "/proc/nothing/here"), "No such file or directory"),

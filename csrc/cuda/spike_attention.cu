@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kThreads) gram_packed(HeadGram c) {
 template <typename B>
 __global__ void __launch_bounds__(kThreads) gram_dense(HeadGram c) {
   __shared__ uint32_t words[32];
-  __shared__ alignas(16) float tile[32][kColumns];
+  alignas(16) __shared__ float tile[32][kColumns];
   const Head h = head(c.size);
   const int tiles = (h.width + kColumns - 1) / kColumns, column0 = blockIdx.y % tiles * kColumns, i = blockIdx.y / tiles;
   const int line = threadIdx.x / 16 * 4, part = threadIdx.x % 16 * 4;

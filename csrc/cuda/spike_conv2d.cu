@@ -79,7 +79,7 @@ __device__ __forceinline__ void each_step(const SpikeProduct& c, const int (&row
 
 template <typename T, typename W, int kColumns>
 __global__ void __launch_bounds__(kThreads) product_mma(SpikeProduct c) {
-  __shared__ alignas(16) T tile[kColumns][kPad];
+  alignas(16) __shared__ T tile[kColumns][kPad];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int tiles = (c.n + kColumns - 1) / kColumns, column0 = blockIdx.x % tiles * kColumns;
   const int row0 = blockIdx.x / tiles * kRows + warp / 2 * 32 + g, part = warp % 2 * (kColumns / 2);
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads) product_mma(SpikeProduct c) {
 // A thread owns 8 rows and 4 columns.
 template <typename W>
 __global__ void __launch_bounds__(kThreads) product_add(SpikeProduct c) {
-  __shared__ alignas(16) float tile[kStep][kWide];
+  alignas(16) __shared__ float tile[kStep][kWide];
   const int tiles = (c.n + kWide - 1) / kWide, column0 = blockIdx.x % tiles * kWide;
   const int row0 = blockIdx.x / tiles * kRows + threadIdx.x / 16 * 8, part = threadIdx.x % 16 * 4;
   int rows[8];
@@ -205,7 +205,7 @@ __device__ __forceinline__ void store(const SpikeGradient& c, const Share& s, in
 template <typename T>
 __global__ void __launch_bounds__(kThreads) gradient_mma(SpikeGradient c) {
   __shared__ uint32_t words[2][kStep];
-  __shared__ alignas(16) T tile[kWide][kPad];
+  alignas(16) __shared__ T tile[kWide][kPad];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int half = warp / 2, part = warp % 2 * (kWide / 2);
   const Share s = share(c);
@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kThreads) gradient_mma(SpikeGradient c) {
 // A thread owns 8 channels and 4 columns.
 __global__ void __launch_bounds__(kThreads) gradient_add(SpikeGradient c) {
   __shared__ uint32_t words[2][kStep];
-  __shared__ alignas(16) float tile[kStep][kWide];
+  alignas(16) __shared__ float tile[kStep][kWide];
   const int channel = threadIdx.x / 16 * 8, part = threadIdx.x % 16 * 4;
   const Share s = share(c);
   float sums[8][4] = {};

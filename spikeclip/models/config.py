@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -121,10 +122,29 @@ def _build(kind: type, name: str, values: object):
     known = [field.name for field in fields(kind)]
     if unknown := sorted(set(values) - set(known)):
         raise ValueError(f"{name} has unknown settings {', '.join(unknown)}; known are {', '.join(known)}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    types = get_type_hints(kind)
+    for key, value in values.items():
+        if not _fits(value, types[key]):
+            wanted = next(field.type for field in fields(kind) if field.name == key)
+            raise ValueError(f"{name}.{key} must be of type {wanted}; got {value!r}")
     try:
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return kind(**values)
     except TypeError as error:
-        raise ValueError(f"{name} is incomplete or of the wrong types: {error}") from error
+        raise ValueError(f"{name} is incomplete: {error}") from error
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value from JSON is of an annotated type; whole numbers pass for floats, true and false for bool alone."""
+    parts = get_args(kind)
+    if get_origin(kind) is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if get_origin(kind) is tuple:
+        wanted = parts[:1] * len(value) if isinstance(value, tuple) and parts[-1] is ... else parts
+        return isinstance(value, tuple) and len(value) == len(wanted) and all(map(_fits, value, wanted))
+    if is_dataclass(kind):
+        return True  # a table, built and checked by its owner
+    return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
 def available() -> list[str]:

@@ -3,8 +3,10 @@
 # No `from __future__ import annotations` here: the Hub mixin reads the config's type from __init__'s signature.
 import contextlib
 import io
+import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import textwrap
@@ -13,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .config import SpikeCLIPConfig, load_config
@@ -68,14 +71,18 @@ class SpikeCLIP(
         return image_features, text_features, scale
 
     def save_pretrained(self, save_directory: str | Path, **kwargs):
-        """Write ``model.safetensors`` and ``config.json`` into a folder, whole or not at all."""
+        """Write ``model.safetensors`` and ``config.json`` into a folder, whole or not at all. Raises OSError when it cannot."""
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
         try:
             result = super().save_pretrained(staging, **kwargs)
+            readable = (staging / "config.json").stat().st_mode  # safetensors leaves its file to the owner alone
             for file in staging.iterdir():
+                file.chmod(readable)
                 os.replace(file, target / file.name)
+        except SafetensorError as error:
+            raise OSError(f"{target / 'model.safetensors'} could not be written: {error}") from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return result
@@ -85,15 +92,22 @@ class SpikeCLIP(
         """A trained model in eval mode: ``spikeclip-demo`` (in the package), a local folder, or a Hub repository.
 
         Raises:
-            ValueError: a folder without a readable config or weights, or weights of another model.
+            ValueError: none of these, a folder without a readable config or weights, or weights of another model.
         """
-        packaged = PRETRAINED / str(pretrained_model_name_or_path)
-        source = packaged if (packaged / "config.json").is_file() else pretrained_model_name_or_path
+        given, packaged = str(pretrained_model_name_or_path), [path.parent for path in PRETRAINED.glob("*/config.json")]
+        source = next((folder for folder in packaged if folder.name == given), given)
         local = Path(source).is_dir()
+        if not local and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", given):
+            names = ", ".join(sorted(folder.name for folder in packaged))
+            raise ValueError(
+                f"model must be {names}, the folder of a saved model, or a Hub repository, owner/name; got {given!r}"
+            )
         for name in ("config.json", "model.safetensors") if local else ():
             if not (Path(source) / name).is_file():
                 raise ValueError(f"{source} is not a saved SpikeCLIP: it has no {name}")
         try:
+            if local:  # the mixin would drop keys that it does not know
+                kwargs.setdefault("config", SpikeCLIPConfig.from_dict(json.loads((Path(source) / "config.json").read_text())))
             with contextlib.redirect_stdout(io.StringIO()):  # the mixin prints what it does
                 return super().from_pretrained(source, **{"strict": True, **kwargs}).eval()
         except Exception as error:  # safetensors, json, torch and the Hub each raise their own kinds

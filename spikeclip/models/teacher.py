@@ -62,7 +62,9 @@ class Teacher(nn.Module):
         return getattr(owner, name)
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to features [B, embed_dim]."""
+        """Images [B, 3, H, W], floating in [0, 1], to features [B, embed_dim]; ValueError for another shape or dtype."""
+        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(f"images must be floating, [B, 3, H, W] in [0, 1]; got {images.dtype}, {list(images.shape)}")
         if images.shape[-2:] != self.image_size:
             images = F.interpolate(images, self.image_size, mode="bicubic", antialias=True).clamp(0, 1)
         return self.clip.encode_image((images - self.mean) / self.std, normalize=normalize)
@@ -90,12 +92,15 @@ def load_teacher(name: str = DEMO_TEACHER, pretrained: str | None = None) -> Tea
         pretrained: for an architecture, open_clip's tag (``openai``, downloaded by open_clip) or a local weights file.
 
     Raises:
-        ValueError: unknown name or tag, weights missing, unreadable or of another architecture.
+        ValueError: unknown name or tag, weights missing, unreadable or of another architecture, or ``pretrained`` for a
+            teacher that comes with its weights.
     """
     import open_clip
 
     folder = PRETRAINED / name if name == DEMO_TEACHER else Path(name)
     if folder.is_dir():
+        if pretrained is not None:
+            raise ValueError(f"pretrained must be left out for {name}, which has its own weights; got {pretrained!r}")
         return _from_folder(folder)
     if name not in open_clip.list_models():
         raise ValueError(
@@ -114,7 +119,9 @@ def _created(name: str, pretrained: str | None) -> nn.Module:
     import open_clip
 
     try:
-        return open_clip.create_model(name, pretrained=pretrained).float()
+        return open_clip.create_model(name, pretrained=pretrained, require_pretrained=True).float()
+    except (StopIteration, AttributeError) as error:  # open_clip's answers to an empty file and to one without a state dict
+        raise ValueError(f"the teacher {pretrained or name} could not be loaded: it holds no weights") from error
     except Exception as error:  # open_clip, safetensors and torch each raise their own kinds for a bad file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"the teacher {pretrained or name} could not be loaded: {reason}") from error
@@ -125,13 +132,14 @@ def _from_folder(folder: Path) -> Teacher:
 
     try:
         config = json.loads((folder / "open_clip_config.json").read_text())
-        preprocess = config["preprocess_cfg"]
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+        mean, std = (tuple(float(value) for value in config["preprocess_cfg"][key]) for key in ("mean", "std"))
+        cut = config.get("spikeclip_vocabulary")
+        context_length = config["model_cfg"]["text_cfg"]["context_length"] if cut is not None else None
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the teacher folder {folder} needs a readable open_clip_config.json: {error}") from error
     clip = _created(f"local-dir:{folder}", None)
-    cut = config.get("spikeclip_vocabulary")
     if cut is None:
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     else:
-        tokenizer = Tokenizer(config["model_cfg"]["text_cfg"]["context_length"], cut)
-    return Teacher(clip, tokenizer, tuple(preprocess["mean"]), tuple(preprocess["std"]))
+        tokenizer = Tokenizer(context_length, cut)
+    return Teacher(clip, tokenizer, mean, std)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -94,9 +94,10 @@ def convert(model: nn.Module, example: Tensor | tuple | dict | None = None) -> C
     Args:
         model: any module; may itself be a neuron or a layer.
         example: input for one forward pass: a tensor, a tuple of positional or a dict of keyword arguments, with values like
-            the real ones (an image that happens to be black and white would pass for spikes). It runs without gradient, in
-            evaluation mode; training flags, buffers, neuron states and the random generators are put back. None: neurons
-            alone are converted.
+            the real ones (an image that happens to be black and white would pass for spikes). It runs without gradient in
+            evaluation mode, and where some module is in training mode once more so, with BatchNorm alone still in evaluation:
+            behind dropout, spikes are spikes in evaluation only. Training flags, buffers, neuron states and the random
+            generators are put back. None: neurons alone are converted.
 
     Raises:
         TypeError: ``model`` is not a module. ValueError: ``example`` is none of the above. Whatever the model itself raises
@@ -203,7 +204,7 @@ def _convert_neuron(node: nn.Module) -> str:
             stateful=True,
             **options,
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise _Left(str(error)) from error
     if target is PLIF:
         neuron.w = node.w
@@ -226,6 +227,7 @@ def _seen_inputs(model: nn.Module, layers: list[nn.Module], example: Tensor | tu
             f"example must be a tensor, a tuple of positional or a dict of keyword arguments; got {type(example).__name__}"
         )
     args = example if isinstance(example, tuple) else () if isinstance(example, dict) else (example,)
+    kwargs = example if isinstance(example, dict) else {}
     # Of every call: (zeros and ones only, any but zeros), or None for what is no tensor.
     calls: dict[nn.Module, list[tuple[bool, bool] | None]] = {layer: [] for layer in layers}
 
@@ -233,15 +235,21 @@ def _seen_inputs(model: nn.Module, layers: list[nn.Module], example: Tensor | tu
         x = args[0] if args else kwargs.get("input")
         calls[layer].append((bool(((x == 0) | (x == 1)).all()), bool((x != 0).any())) if isinstance(x, Tensor) else None)
 
-    with ExitStack() as stack:
-        stack.enter_context(_undisturbed(model))
+    with _undisturbed(model), torch.no_grad():
         for layer in layers:
-            handle = layer.register_forward_pre_hook(look, with_kwargs=True)
-            stack.callback(handle.remove)
+            layer.register_forward_pre_hook(look, with_kwargs=True)
+        training = [m for m in model.modules() if m.training]
         model.eval()
-        with torch.no_grad():
-            model(*args, **(example if isinstance(example, dict) else {}))
-    return {layer: _verdict(seen) for layer, seen in calls.items()}
+        model(*args, **kwargs)
+        verdicts = {layer: _verdict(seen) for layer, seen in calls.items()}
+        if training:
+            for module in training:
+                module.training = not isinstance(module, nn.modules.batchnorm._NormBase)
+            model(*args, **kwargs)
+    for layer, seen in calls.items():
+        if verdicts[layer] == "spikes" and _verdict(seen) != "spikes":
+            verdicts[layer] = f"in training {_verdict(seen)}"
+    return verdicts
 
 
 def _verdict(calls: list[tuple[bool, bool] | None]) -> str:
@@ -256,7 +264,7 @@ def _verdict(calls: list[tuple[bool, bool] | None]) -> str:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Whatever the modules hold (flags, buffers, states) and the random generators are afterwards as they were before."""
+    """Whatever the modules hold (flags, buffers, states, hooks) and the random generators are afterwards as before."""
     holders = []
     for module in model.modules():
         holders += [vars(module), *(value for value in vars(module).values() if isinstance(value, dict))]

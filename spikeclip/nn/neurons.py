@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from ..ops import lif
+from ..ops.lif import check_neuron
 from ..ops.surrogate import SURROGATES
 
 
@@ -22,6 +24,7 @@ class _Neuron(nn.Module):
         self.v_threshold = v_threshold
         self.v_reset = v_reset
         self.surrogate, self.alpha = _surrogate(surrogate_function)
+        check_neuron(v_threshold, v_reset, True, detach_reset, self.surrogate, self.alpha, backend)
         self.detach_reset = detach_reset
         self.backend = backend
         self.stateful = stateful
@@ -127,12 +130,17 @@ class PLIF(_Neuron):
         self.decay_input = decay_input
         self.w = nn.Parameter(torch.tensor(-math.log(_checked_tau("init_tau", init_tau) - 1.0)))
 
+    @property
+    def tau(self) -> Tensor:
+        """The time constant, a scalar that stays > 1 in float32 even where ``sigmoid(w)`` rounds to 1."""
+        least = 1.0 + max(torch.finfo(self.w.dtype).eps, torch.finfo(torch.float32).eps)
+        return (1.0 / self.w.sigmoid()).clamp_min(least)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self._spikes(x, 1.0 / self.w.sigmoid(), self.decay_input)
+        return self._spikes(x, self.tau, self.decay_input)
 
     def extra_repr(self) -> str:
-        tau = (1.0 / self.w.detach().sigmoid()).item()
-        return f"tau={tau:.6g}, decay_input={self.decay_input}, {super().extra_repr()}"
+        return f"tau={self.tau.item():.6g}, decay_input={self.decay_input}, {super().extra_repr()}"
 
 
 class IF(_Neuron):
@@ -156,7 +164,7 @@ class IF(_Neuron):
 
 
 def _checked_tau(name: str, tau: float) -> float:
-    if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not 1.0 < tau < math.inf:
+    if isinstance(tau, bool) or not isinstance(tau, Real) or not 1.0 < tau < math.inf:
         raise ValueError(f"{name} must be a finite number > 1 (in time-steps); got {tau!r}")
     return float(tau)
 

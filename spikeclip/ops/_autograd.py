@@ -1,4 +1,4 @@
-"""How every op of this package hangs under autograd: by hand, because ``torch.library.register_autograd`` costs 30 us a call."""
+"""How every op of this package hangs under autograd: by hand, as ``torch.library.register_autograd`` costs 30 us a call."""
 
 from __future__ import annotations
 

@@ -62,13 +62,20 @@ def _triton_missing() -> str | None:
     return "no CUDA device is available (TRITON_INTERPRET=1 runs it on the CPU, for tests)"
 
 
+def _cpu_extension():
+    """The C++ extension, on the instruction set that ``SPIKECLIP_CPU_ISA`` asks for."""
+    extension = importlib.import_module("spikeclip._cpu")
+    if forced := os.environ.get("SPIKECLIP_CPU_ISA"):
+        if forced not in extension.isas():
+            raise ValueError(f"SPIKECLIP_CPU_ISA must be one of {', '.join(extension.isas())} here; got {forced!r}")
+        extension.set_isa(forced)
+    return extension
+
+
 def _load_cpu() -> object:
     from ._native_cpu import NativeCpu
 
-    extension = importlib.import_module("spikeclip._cpu")
-    if forced := os.environ.get("SPIKECLIP_CPU_ISA"):
-        extension.set_isa(forced)
-    return NativeCpu(extension, lambda x: torch.get_num_threads())
+    return NativeCpu(_cpu_extension(), lambda x: torch.get_num_threads())
 
 
 def _load_cuda() -> object:
@@ -146,7 +153,7 @@ def functions(backend: str, device: str, dtype: torch.dtype):
 def built() -> list[str]:
     """What is compiled into this installation, a line each."""
     if (reason := _extension_missing("_cpu")) is None:
-        extension = importlib.import_module("spikeclip._cpu")
+        extension = _cpu_extension()
         cpu = f"instruction set {extension.isa()} of {', '.join(extension.isas())}, {torch.get_num_threads()} threads"
     if (no_cuda := _extension_missing("_cuda")) is None:
         archs = importlib.import_module("spikeclip._cuda").archs().replace(";", ", ")

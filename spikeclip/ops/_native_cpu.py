@@ -38,9 +38,7 @@ class NativeCpu(Native):
         fused = dtype if dtype in DTYPE else torch.float32
         s = words.new_empty((*words.shape[:-1], length), dtype=fused)
         if s.numel():
-            self._ext.unpack(
-                words.data_ptr(), s.data_ptr(), DTYPE[fused], s.numel() // length, length, self._context(words)
-            )
+            self._ext.unpack(words.data_ptr(), s.data_ptr(), DTYPE[fused], s.numel() // length, length, self._context(words))
         return s.to(dtype)
 
     def count(self, words: Tensor) -> int:

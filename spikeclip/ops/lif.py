@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ._autograd import below_autocast, below_autograd, no_second_derivative, wit
 from .surrogate import SURROGATES
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_NUMBERS = (float, int, Real)  # the exact types first: an abstract one costs a call
 _NEURON = "float tau, Tensor? tau_tensor, float v_threshold, float? v_reset, bool decay_input"
 
 _library = torch.library.Library("spikeclip", "FRAGMENT")
@@ -71,27 +73,46 @@ def lif(
         ``lif(x[k:], lif(x[:k])[1])`` continues the run bit for bit.
 
     Raises:
-        TypeError: ``x``, ``v0`` or ``tau`` of the wrong type. ValueError: a shape, dtype, device or number outside the
+        TypeError: an argument of the wrong type. ValueError: a shape, dtype, device or number outside the
         above. RuntimeError: the named backend is not available, or a second derivative is asked for.
     """
     _check_input(x, v0)
     tau, tau_tensor = _check_tau(tau, x)
-    if not math.isfinite(v_threshold):
-        raise ValueError(f"v_threshold must be a finite number; got {v_threshold}")
-    if v_reset is not None and not math.isfinite(v_reset):
-        raise ValueError(f"v_reset must be a finite number or None (soft reset); got {v_reset}")
-    if surrogate not in SURROGATES:
-        raise ValueError(f"surrogate must be one of {', '.join(SURROGATES)}; got {surrogate!r}")
-    if alpha is None:
-        alpha = SURROGATES[surrogate].alpha
-    elif not 0 < alpha < math.inf:
-        raise ValueError(f"alpha must be a finite number > 0; got {alpha}")
-    _backends.check_name(backend)
+    check_neuron(v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, backend)
+    v_threshold, v_reset = float(v_threshold), None if v_reset is None else float(v_reset)
+    alpha = SURROGATES[surrogate].alpha if alpha is None else float(alpha)
 
     x = _time_major(x)
     if v0 is not None:
         v0 = _laid_out_as(v0.to(_state_dtype(x)), x[0])
     return _lif_fwd(x, v0, tau, tau_tensor, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, None, backend)
+
+
+def check_neuron(v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, backend) -> None:
+    """Raise TypeError or ValueError, naming the argument, unless :func:`lif` takes these."""
+    if not isinstance(v_threshold, _NUMBERS):
+        raise TypeError(f"v_threshold must be a number; got {v_threshold!r}")
+    if not math.isfinite(v_threshold):
+        raise ValueError(f"v_threshold must be a finite number; got {v_threshold}")
+    if v_reset is not None:
+        if not isinstance(v_reset, _NUMBERS):
+            raise TypeError(f"v_reset must be a number or None (soft reset); got {v_reset!r}")
+        if not math.isfinite(v_reset):
+            raise ValueError(f"v_reset must be a finite number or None (soft reset); got {v_reset}")
+    if not (isinstance(decay_input, bool) and isinstance(detach_reset, bool)):
+        raise TypeError(f"decay_input and detach_reset must be True or False; got {decay_input!r} and {detach_reset!r}")
+    if not isinstance(surrogate, str):
+        raise TypeError(f"surrogate must be a name; got {surrogate!r}")
+    if surrogate not in SURROGATES:
+        raise ValueError(f"surrogate must be one of {', '.join(SURROGATES)}; got {surrogate!r}")
+    if alpha is not None:
+        if not isinstance(alpha, _NUMBERS):
+            raise TypeError(f"alpha must be a number or None; got {alpha!r}")
+        if not 0 < alpha < math.inf:
+            raise ValueError(f"alpha must be a finite number > 0; got {alpha}")
+    if not isinstance(backend, str):
+        raise TypeError(f"backend must be a name; got {backend!r}")
+    _backends.check_name(backend)
 
 
 def _state_dtype(x: Tensor) -> torch.dtype:
@@ -127,6 +148,8 @@ def _check_tau(tau: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
         tensor = tau.to(_state_dtype(x)).reshape(())
         readable = tau.device.type == "cpu" and not torch.compiler.is_compiling()
         tau = tau.item() if readable else 2.0
+    elif not isinstance(tau, _NUMBERS):
+        raise TypeError(f"tau must be a number or a tensor; got {tau!r}")
     if not tau > 1.0:
         raise ValueError(f"tau must be > 1 (in time-steps); got {tau}")
     return (2.0 if tensor is not None else float(tau)), tensor

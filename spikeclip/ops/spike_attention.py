@@ -60,7 +60,9 @@ def spike_attention(
     if q_source.dim() < 2 or not channels == k_channels == v_channels:
         raise ValueError(f"q, k and v must have shapes [..., N or S, C]; got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
     if k_source.shape[:-1] != v_source.shape[:-1] or q_source.shape[:-2] != k_source.shape[:-2]:
-        raise ValueError(f"k and v must have the shape [..., S, C] with q's leading sizes; got {list(k.shape)}, {list(v.shape)}")
+        raise ValueError(
+            f"k and v must have the shape [..., S, C] with q's leading sizes; got {list(k.shape)}, {list(v.shape)}"
+        )
     for name, source in (("k", k_source), ("v", v_source)):
         check_beside(name, source, q_source)
     if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1 or channels % num_heads:

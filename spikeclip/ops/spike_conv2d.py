@@ -17,8 +17,8 @@ _library.define(
     "SymInt[] padding, bool keep, ScalarType? dtype, str backend) -> (Tensor, Tensor)"
 )
 _library.define(
-    "spike_conv2d_dw(Tensor words, SymInt channels, Tensor dy, SymInt[] kernel, SymInt[] stride, SymInt[] padding, str backend) "
-    "-> Tensor"
+    "spike_conv2d_dw(Tensor words, SymInt channels, Tensor dy, "
+    "SymInt[] kernel, SymInt[] stride, SymInt[] padding, str backend) -> Tensor"
 )
 
 

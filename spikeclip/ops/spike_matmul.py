@@ -99,21 +99,24 @@ def goes_dense(backend: str, name: str, s: Tensor, w: Tensor, functions) -> bool
     return backend == "auto" and name == "cpu" and not event_driven(sampled_density(s, functions.count), w.dtype, s.shape[0])
 
 
+def _rows(x: Tensor) -> Tensor:
+    return x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
+
+
 def _fwd(s, length, w, scale, tiles, bias, keep, dtype, backend):
     compute = float_dtype(w)
     name = _backends.chosen(backend, s.device.type, compute)
     functions = _backends.functions(backend, s.device.type, compute)
     packed = s.dtype == torch.int32
-    leading, rows = s.shape[:-1], s.flatten(0, -2) if s.dim() > 1 else s.unsqueeze(0)
+    leading, rows = s.shape[:-1], _rows(s)
     if rows.numel() and goes_dense(backend, name, rows, w, functions):
         dense = functions.unpack(rows.contiguous(), length, compute) if packed else rows.to(compute)
         y = _dense_product(dense, w if scale is None else w.float() * scale, bias).to(dtype or compute)
         words = pack(s, functions) if keep else None
     else:
         words = s if packed else pack(s, functions)
-        flat = words.reshape(-1, words.shape[-1])
         ready = {} if tiles is None or name != "cpu" else {"tiles": tiles}
-        y = functions.spike_matmul(flat, length, w, scale, bias, dtype or compute, **ready)
+        y = functions.spike_matmul(_rows(words), length, w, scale, bias, dtype or compute, **ready)
     return y.view(*leading, w.shape[1]), words if keep else s.new_empty(0, dtype=torch.int32)
 
 
@@ -124,10 +127,10 @@ def _dense_product(s: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
 def _dw(words, length, dy, backend):
     name = _backends.chosen(backend, dy.device.type, dy.dtype)
     functions = _backends.functions(backend, dy.device.type, dy.dtype)
-    words, dy = words.reshape(-1, words.shape[-1]), dy.reshape(-1, dy.shape[-1]).contiguous()
+    words, dy = _rows(words).contiguous(), _rows(dy).contiguous()
     if dy.numel() and goes_dense(backend, name, words, dy.new_empty(0, dtype=torch.float32), functions):
-        return (functions.unpack(words.contiguous(), length, dy.dtype).t() @ dy).float()
-    return functions.spike_matmul_dw(words.contiguous(), length, dy)
+        return (functions.unpack(words, length, dy.dtype).t() @ dy).float()
+    return functions.spike_matmul_dw(words, length, dy)
 
 
 def _fwd_fake(s, length, w, scale, tiles, bias, keep, dtype, backend):
@@ -160,7 +163,7 @@ class _SpikeMatmul(torch.autograd.Function):
         wants_s, _, wants_w, _, _, wants_bias = ctx.needs_input_grad[:6]
         ds = (dy @ w.to(dy.dtype).t()).to(s_dtype) if wants_s else None
         dw = _spike_matmul_dw(words, length, dy, backend).to(w_dtype) if wants_w else None
-        dbias = dy.flatten(0, -2).sum(0).to(bias_dtype) if wants_bias else None
+        dbias = dy.sum_to_size(dy.shape[-1:]).to(bias_dtype) if wants_bias else None
         return ds, None, dw, None, None, dbias, None, None, None
 
 

@@ -13,7 +13,7 @@ _DTYPES = {"fp32": None, "int16": torch.int16, "int8": torch.int8}
 
 
 class SpikeWeights:
-    """Weights of :func:`spike_matmul` (``[K, N]``) or :func:`spike_conv2d` (``[O, C, kh, kw]``), made by :func:`prepare_weights`.
+    """What :func:`prepare_weights` makes of weights of :func:`spike_matmul` (``[K, N]``) or :func:`spike_conv2d`.
 
     ``values`` are float32, or int16 or int8 with a ``scale`` per output column; ``tiles`` is their layout for the CPU kernel,
     made on first use.

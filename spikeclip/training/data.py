@@ -98,12 +98,13 @@ def load(
     """An image set by name.
 
     Args:
-        name: one of ``DATASETS``. root: folder with torchvision's files, or, for ``folder``, one subfolder per class.
+        name: one of ``DATASETS``; train and val of the compositions name and label the seen pairs alone, test all pairs.
+        root: folder with torchvision's files, or, for ``folder``, one subfolder per class.
         split: train, val or test. val is cut off train by ``seed`` where a set has none; never off test.
         image_size: images are resized to this and cropped to a square. n: first so many (compositions: how many to draw).
 
     Raises:
-        ValueError: unknown name or split, or files that are not there.
+        ValueError: unknown name or split, files that are not there, or too few for the split.
     """
     if name not in DATASETS:
         raise ValueError(f"data must be one of {', '.join(DATASETS)}; got {name!r}")
@@ -119,13 +120,18 @@ def load(
             raise ValueError(f"{name} holds the pairs that no training may see: it has val and test only")
         count, first_seed = _SIZES[split]
         offset = list(_COMPOSED).index(name)
-        rendered = Rendered(n or count, seed=10_000 * seed + first_seed + offset, classes=classes, style=style)
-        return ImageTextData(rendered, compositions.LABELS, compositions.TEMPLATES)
+        learnable = split != "test" and classes == compositions.SEEN  # what training chooses among names no unseen pair
+        names = tuple(compositions.LABELS[y] for y in classes) if learnable else compositions.LABELS
+        drawn_by = 10_000 * seed + first_seed + offset
+        rendered = Rendered(n or count, seed=drawn_by, classes=classes, style=style, relabel=learnable)
+        return ImageTextData(rendered, names, compositions.TEMPLATES)
     if root is None or not Path(root).is_dir():
         raise ValueError(f"root must be a folder with the files of {name}; got {root!r}")
     whole, classes, templates = _from_disk(name, Path(root), split, _square(image_size))
     if name not in _OWN_VAL:
         whole = _cut(whole, split, seed, three_ways=name in _NO_TEST)
+    if len(whole) == 0:
+        raise ValueError(f"root must hold enough images for a {split} split of {name}; got too few in {root}")
     if n is not None:
         whole = Subset(whole, range(min(n, len(whole))))
     return ImageTextData(whole, classes, templates)
@@ -133,12 +139,17 @@ def load(
 
 def open_image(path: str | Path, image_size: int) -> Tensor:
     """One image file as float32 [3, image_size, image_size] in [0, 1]. Raises ValueError when it cannot be read."""
-    from PIL import Image, UnidentifiedImageError
+    return _square(image_size)(_picture(path))
+
+
+def _picture(path: str | Path):
+    """The file as a PIL image in RGB."""
+    from PIL import Image
 
     try:
         with Image.open(path) as file:
-            return _square(image_size)(file.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
+            return file.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL raises SyntaxError for a broken PNG
         raise ValueError(f"image must be a readable picture; {path}: {error}") from error
 
 
@@ -161,12 +172,14 @@ def _from_disk(name: str, root: Path, split: str, transform: Callable):
 
     if name == "folder":
         try:
-            images = datasets.ImageFolder(root, transform)
+            images = datasets.ImageFolder(root, transform, loader=_picture)
         except FileNotFoundError as error:
             raise ValueError(f"root must hold one subfolder of images per class: {error}") from error
         return images, _readable(images.classes), ("a photo of a {}.",)
     kind, arguments, templates = _TORCHVISION[name]
     try:
+        if kind == "Caltech101" and not (root / "caltech101").is_dir():  # torchvision would leave an empty one
+            raise RuntimeError("Dataset not found")
         images = getattr(datasets, kind)(root, transform=transform, **arguments(split))
     except RuntimeError as error:
         raise ValueError(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ class Settings:
     Args:
         steps: optimizer steps. batch_size: samples a step and process. lr, lr_min: learning rates.
         amsgrad, weight_decay: Adam's.
-        validate_every: steps between validations (0: only at the end). seed: of the order of samples.
+        validate_every: steps between validations (0: only at the end). seed: of the order of samples, in 32 bits.
         mixed_precision: accelerate's ``no``, ``bf16`` or ``fp16``.
 
     Raises:
@@ -43,11 +44,18 @@ class Settings:
     mixed_precision: str = "no"
 
     def __post_init__(self):
-        for name, low in (("steps", 1), ("batch_size", 1), ("validate_every", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be >= {low}; got {getattr(self, name)}")
+        for name, low in (("steps", 1), ("batch_size", 1), ("validate_every", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ValueError(f"{name} must be a whole number; got {value!r}")
+            if value < low:
+                raise ValueError(f"{name} must be >= {low}; got {value}")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be < 2**32; got {self.seed}")
         if not 0 < self.lr < math.inf or not 0 <= self.lr_min <= self.lr:
             raise ValueError(f"lr must be > 0 and lr_min in [0, lr]; got lr={self.lr}, lr_min={self.lr_min}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be finite and >= 0; got {self.weight_decay}")
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"mixed_precision must be no, bf16 or fp16; got {self.mixed_precision!r}")
 
@@ -77,21 +85,26 @@ def fit(
     """Train ``module`` for ``settings.steps`` steps; it ends with the weights that validated best.
 
     Args:
-        module: a tower, trained in place. data: yields tuples of tensors. loss: (module, batch) -> (loss, numbers to log).
+        module: a tower, trained in place, on the device that it is on. data: yields tuples of tensors.
+        loss: (module, batch) -> (loss, numbers to log); batches come on the module's device.
         name: shown beside the progress bar. validate: score of ``module`` as it is, higher is better; never the test set.
         save: called after every best validation (at the end, without ``validate``); must write atomically.
         log: a JSON-lines file, one line a step.
 
     Raises:
-        ValueError: ``data`` smaller than one sample. RuntimeError: the loss is not finite (the log ends at that step).
+        ValueError: ``data`` without a sample for every process.
+        RuntimeError: the loss is not finite (the log ends at that step).
     """
     from accelerate.utils import broadcast_object_list
 
     if len(data) == 0:
         raise ValueError("data must hold at least one sample")
     accelerator = _accelerator(settings.mixed_precision, on_cpu=next(module.parameters()).device.type == "cpu")
+    if len(data) < accelerator.num_processes:
+        raise ValueError(f"data must hold a sample for each of {accelerator.num_processes} processes; got {len(data)}")
     generator = torch.Generator().manual_seed(settings.seed)
-    loader = DataLoader(data, min(settings.batch_size, len(data)), shuffle=True, drop_last=True, generator=generator)
+    batch_size = min(settings.batch_size, len(data) // accelerator.num_processes)
+    loader = DataLoader(data, batch_size, shuffle=True, drop_last=True, generator=generator)
     trainable = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trainable, settings.lr, amsgrad=settings.amsgrad, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps, settings.lr_min)
@@ -145,8 +158,9 @@ def _accelerator(mixed_precision: str, on_cpu: bool):
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    # accelerate keeps one precision a process; stages may differ in theirs. Process groups are kept.
-    AcceleratorState._reset_state(reset_partial_state=False)
+    # accelerate keeps one precision and device a process; stages may differ in theirs. Process groups are kept.
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    AcceleratorState._reset_state(reset_partial_state=not grouped)
     return Accelerator(mixed_precision=mixed_precision, cpu=on_cpu)
 
 

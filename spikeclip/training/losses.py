@@ -7,7 +7,13 @@ from torch import Tensor
 
 
 def alignment_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean of 1 - cos between features ``[B, E]`` of student and teacher: a scalar in [0, 2]."""
+    """Mean of 1 - cos between features ``[B, E]`` of student and teacher: a scalar in [0, 2].
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f"teacher must have student's shape, {list(student.shape)}; got {list(teacher.shape)}")
     return (1.0 - F.cosine_similarity(student, teacher, dim=-1)).mean()
 
 
@@ -25,7 +31,14 @@ def dual_loss(
 
     Returns:
         (loss, CE, KL), scalars.
+
+    Raises:
+        ValueError: shapes other than the above.
     """
+    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"logits and labels must be [B, K] and [B]; got {list(logits.shape)} and {list(labels.shape)}")
+    if teacher_logits is not None and teacher_logits.shape != logits.shape:
+        raise ValueError(f"teacher_logits must have logits' shape, {list(logits.shape)}; got {list(teacher_logits.shape)}")
     ce = F.cross_entropy(logits, labels)
     if teacher_logits is None:
         return ce, ce.detach(), ce.new_zeros(())

@@ -16,13 +16,19 @@ from torch.utils.data import DataLoader, Dataset, StackDataset, TensorDataset
 
 from ..models import SpikeCLIP, Teacher
 from ..zeroshot import class_vectors
+from ..zeroshot.evaluate import check_labels
 from .loop import History, Settings, fit
 from .losses import alignment_loss, dual_loss
 
 
 @torch.no_grad()
 def image_features(teacher: Teacher, data: Dataset, *, batch_size: int = 250) -> Tensor:
-    """The teacher's features ``[len(data), E]`` of a data set that yields (image, ...), in its order, of unit length."""
+    """The teacher's features ``[len(data), E]`` of a data set that yields (image, ...), in its order, of unit length.
+
+    They come to the CPU. Raises ValueError when ``data`` is empty.
+    """
+    if len(data) == 0:
+        raise ValueError("data must hold at least one sample")
     device = next(teacher.parameters()).device
     return torch.cat(
         [teacher.encode_image(batch[0].to(device), normalize=True).cpu() for batch in DataLoader(data, batch_size)]
@@ -44,10 +50,11 @@ def align_text(
     model.text.load_embedding(teacher)
     model.logit_scale.data.copy_(teacher.logit_scale)
     sentences = list(sentences)
+    device = next(teacher.parameters()).device
     with torch.no_grad():
         target = torch.cat(
             [
-                teacher.encode_text(teacher.tokenizer(sentences[i : i + 512]), normalize=True)
+                teacher.encode_text(teacher.tokenizer(sentences[i : i + 512]).to(device), normalize=True).cpu()
                 for i in range(0, len(sentences), 512)
             ]
         )
@@ -86,12 +93,17 @@ def align_image(
 def adapt_teacher(
     teacher: Teacher, data: Dataset, classes: Sequence[str], templates: Sequence[str], settings: Settings
 ) -> tuple[Teacher, History]:
-    """Before stage 2: a copy of the teacher whose image tower is fine-tuned on the task with cross-entropy; (copy, history)."""
+    """Before stage 2: a copy of the teacher whose image tower is fine-tuned on the task with cross-entropy; (copy, history).
+
+    Raises:
+        ValueError: labels that do not index ``classes``.
+    """
     adapted = teacher.image_tower_unfrozen()
     vectors, scale = class_vectors(teacher, classes, templates), teacher.logit_scale.exp()
 
     def loss(tower, batch):
         images, labels = batch
+        check_labels(labels, len(vectors))
         features = tower((images - adapted.mean) / adapted.std)
         logits = scale * torch.nn.functional.normalize(features, dim=-1) @ vectors.T
         return torch.nn.functional.cross_entropy(logits, labels), {}
@@ -137,19 +149,26 @@ def finetune(
             them as there are task images in a batch, times ``replay_weight``, so that what was aligned is not forgotten. Not
             in the paper.
         validate, log, save: see :func:`fit`.
+
+    Raises:
+        ValueError: a weight outside its range, no data or replay, or labels that do not index ``classes``.
     """
     check_weights(kl_weight, temperature, replay_weight)
-    source = model if teacher is None else teacher
-    scale = source.logit_scale.exp().detach()
+    if replay is not None and len(replay) == 0:
+        raise ValueError("replay must hold at least one sample, or be None")
     vectors = class_vectors(model.eval(), classes, templates)
+    source = model if teacher is None else teacher
+    scale = source.logit_scale.exp().detach().to(vectors.device)
     teacher_logits = torch.zeros(len(data), 0)
     if teacher is not None:
-        teacher_logits = scale * image_features(teacher, data) @ class_vectors(teacher, classes, templates).T
+        theirs = class_vectors(teacher, classes, templates).cpu()
+        teacher_logits = scale.cpu() * image_features(teacher, data) @ theirs.T
     paired = StackDataset(data, teacher_logits)
     replayed = None if replay is None else _shuffled(replay, settings)
 
     def loss(tower, batch):
         (images, labels), wanted = batch
+        check_labels(labels, len(vectors))
         kept = None if replayed is None else next(replayed)
         features = tower(images if kept is None else torch.cat([images, kept[0].to(images.device)]))
         logits = scale * torch.nn.functional.normalize(features[: len(images)], dim=-1) @ vectors.T
@@ -168,5 +187,6 @@ def finetune(
 
 def _shuffled(data: Dataset, settings: Settings):
     generator = torch.Generator().manual_seed(settings.seed + 1)
+    batch_size = min(settings.batch_size, len(data))
     while True:
-        yield from DataLoader(data, settings.batch_size, shuffle=True, drop_last=True, generator=generator)
+        yield from DataLoader(data, batch_size, shuffle=True, drop_last=True, generator=generator)

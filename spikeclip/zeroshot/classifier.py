@@ -17,16 +17,22 @@ def class_vectors(model, classes: Sequence[str], templates: Sequence[str] = DEFA
 
     Args:
         model: a SpikeCLIP, a Teacher, or anything with ``encode_text(tokens, normalize=True)`` and a ``tokenizer``.
-        classes: names. templates: prompts with one ``{}`` each.
+        classes: distinct names. templates: prompts in which every ``{}`` becomes the name.
 
     Raises:
-        ValueError: no classes or templates, or a template without ``{}``.
+        ValueError: no classes or templates, one string in place of a list, names that are empty or repeat, or a template
+            without ``{}``.
     """
+    for name, given in (("classes", classes), ("templates", templates)):
+        if isinstance(given, str):
+            raise ValueError(f"{name} must be a list of strings, not a string; got {given!r}")
     if not classes:
         raise ValueError("classes must name at least one class")
+    if not all(map(str.strip, classes)) or len(set(classes)) < len(classes):
+        raise ValueError(f"classes must be distinct names, none empty; got {list(classes)}")
     if not templates or any("{}" not in t for t in templates):
         raise ValueError(f"templates must each hold a {{}} for the class name; got {list(templates)}")
-    prompts = [template.format(name) for name in classes for template in templates]
+    prompts = [template.replace("{}", name) for name in classes for template in templates]
     device = next(model.parameters()).device
     features = torch.cat(
         [
@@ -40,5 +46,6 @@ def class_vectors(model, classes: Sequence[str], templates: Sequence[str] = DEFA
 @torch.no_grad()
 def classify(model, images: Tensor, vectors: Tensor) -> Tensor:
     """Probabilities ``[B, classes]`` of images ``[B, 3, H, W]``: softmax of the model's scaled cosines to ``vectors``."""
-    cosines = model.encode_image(images, normalize=True) @ vectors.T
+    device = next(model.parameters()).device
+    cosines = model.encode_image(images.to(device), normalize=True) @ vectors.to(device).T
     return (model.logit_scale.exp() * cosines).softmax(-1)

@@ -19,6 +19,12 @@ class Accuracy:
     images: int
 
 
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise ValueError unless every label is the index of one of so many classes."""
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise ValueError(f"labels must lie in 0..{classes - 1}, one vector each; got {int(labels.min())}..{int(labels.max())}")
+
+
 @torch.no_grad()
 def evaluate(model, data: Dataset, vectors: Tensor, *, batch_size: int = 250) -> Accuracy:
     """Accuracy over all candidates of ``vectors`` ``[K, embed_dim]`` on ``data``, which yields (image, label).
@@ -27,14 +33,15 @@ def evaluate(model, data: Dataset, vectors: Tensor, *, batch_size: int = 250) ->
     """
     if len(data) == 0:
         raise ValueError("data must hold at least one image")
+    device = next(model.parameters()).device
+    vectors = vectors.to(device)
     was_training = model.training
     model.eval()
     right, labels = [], []
     top = min(5, len(vectors))
     for images, y in DataLoader(data, batch_size):
-        if int(y.min()) < 0 or int(y.max()) >= len(vectors):
-            raise ValueError(f"labels must lie in 0..{len(vectors) - 1}, one vector each; got {int(y.min())}..{int(y.max())}")
-        scores = model.encode_image(images.to(vectors.device), normalize=True) @ vectors.T
+        check_labels(y, len(vectors))
+        scores = model.encode_image(images.to(device), normalize=True) @ vectors.T
         right.append(scores.topk(top).indices.cpu() == y[:, None])
         labels.append(y)
     model.train(was_training)

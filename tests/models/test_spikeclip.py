@@ -98,7 +98,7 @@ def test_bad_checkpoints_are_one_clear_line(saved, harm, message):
 
 def test_a_folder_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match="could not be loaded as a SpikeCLIP"):
+    with pytest.raises(ValueError, match="model must be spikeclip-demo, the folder of a saved model, or a Hub"):
         SpikeCLIP.from_pretrained(tmp_path / "nothing")
 
 

@@ -9,7 +9,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = [name for name in _backends.BACKENDS if _backends.unavailable(name, DEVICE) is None]
 FUSED = [name for name in BACKENDS if name != "torch"]
 # leading, q tokens, k tokens, heads, width of a head
-CASES = [((3,), 9, 9, 2, 12), ((2, 2), 5, 9, 3, 5), ((1,), 7, 3, 1, 64), ((2,), 20, 20, 2, 48), ((1,), 4, 4, 1, 100), ((2,), 1, 1, 4, 1)]
+CASES = [
+    ((3,), 9, 9, 2, 12),
+    ((2, 2), 5, 9, 3, 5),
+    ((1,), 7, 3, 1, 64),
+    ((2,), 20, 20, 2, 48),
+    ((1,), 4, 4, 1, 100),
+    ((2,), 1, 1, 4, 1),
+]
 
 
 def spikes(leading, n, s, heads, width, density=0.3, dtype=torch.float32):

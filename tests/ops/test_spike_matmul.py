@@ -163,7 +163,11 @@ def test_the_documented_switch_takes_a_smaller_instruction_set(isa):
         "torch.testing.assert_close(y, s @ w); print(_cpu.isa())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "SPIKECLIP_CPU_ISA": isa}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env={**os.environ, "SPIKECLIP_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+        cwd=os.path.dirname(__file__),
     )
     assert done.stdout.strip() == isa or "must be one of" in done.stderr, done.stderr
 
@@ -214,9 +218,7 @@ def test_opcheck_and_compile(backend):
     torch.library.opcheck(op, (s.requires_grad_(), 40, w, None, None, bias, False, None, backend))
     words = pack_spikes(s.detach()).words
     torch.library.opcheck(op, (words, 40, w.detach(), None, None, None, False, torch.bfloat16, backend))
-    torch.library.opcheck(
-        torch.ops.spikeclip.spike_matmul_dw.default, (words, 40, torch.randn(12, 24, device=DEVICE), backend)
-    )
+    torch.library.opcheck(torch.ops.spikeclip.spike_matmul_dw.default, (words, 40, torch.randn(12, 24, device=DEVICE), backend))
 
     def model(x):
         return spike_matmul((x > 0).float(), w, bias, backend=backend).square().sum()

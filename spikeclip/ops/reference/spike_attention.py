@@ -20,9 +20,7 @@ def _parts(q: Tensor, k: Tensor, v: Tensor, channels: int, num_heads: int, dtype
     return tuple(_heads(words, channels, num_heads, dtype) for words in (q, k, v))
 
 
-def spike_attention(
-    q: Tensor, k: Tensor, v: Tensor, channels: int, num_heads: int, scale: float, dtype: torch.dtype
-) -> Tensor:
+def spike_attention(q: Tensor, k: Tensor, v: Tensor, channels: int, num_heads: int, scale: float, dtype: torch.dtype) -> Tensor:
     """Packed q [L, N, W], k and v [L, S, W] with W = ceil(channels / 32), heads side by side -> [L, N, channels] in ``dtype``.
 
     Products of spikes are small integers: exact in float32 (below 2^24) whatever the order; only ``scale`` rounds.

@@ -1,0 +1,217 @@
+"""Softmax-free attention on packed spikes in Triton: the `triton` backend of ``ops.spike_attention``.
+
+A head is a range of bits of a packed row, at any bit. Products of spikes are small integers, so their sums are exact in any
+order. A program owns one head of one sequence; a matrix of tokens by tokens exists only as a tile in registers.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._bits import dot, expand, expand_down
+
+EXACT_IN_FLOAT16 = 2048  # every integer up to it
+
+
+@triton.jit
+def _cut(low, high, start, j, width):
+    """Words j of the ``width`` bits from bit ``start`` of a row, out of the words there and the words after those."""
+    shift = (start % 32).to(tl.uint32)
+    left = tl.minimum(tl.maximum(width - 32 * j, 0), 32)
+    keep = tl.where(left == 32, -1, (1 << (left % 32)) - 1)
+    words = (low.to(tl.uint32, bitcast=True) >> shift) | ((high.to(tl.uint32, bitcast=True) << 1) << (31 - shift))
+    return words.to(tl.int32, bitcast=True) & keep
+
+
+@triton.jit
+def _rows(words_ptr, row, rows, per_row, start, width, J: tl.constexpr):
+    """[R, J] words of the ``width`` bits from bit ``start`` of rows [R] of one sequence."""
+    j = tl.arange(0, J)[None, :]
+    word = start // 32 + j
+    at = words_ptr + row.to(tl.int64)[:, None] * per_row + word
+    inside = (row < rows)[:, None]
+    low = tl.load(at, mask=inside & (word < per_row), other=0)
+    return _cut(low, tl.load(at + 1, mask=inside & (word + 1 < per_row), other=0), start, j, width)
+
+
+@triton.jit
+def _rows_down(words_ptr, row, rows, per_row, start, width, J: tl.constexpr):
+    """The transpose of :func:`_rows`, [J, R]."""
+    j = tl.arange(0, J)[:, None]
+    word = start // 32 + j
+    at = words_ptr + row.to(tl.int64)[None, :] * per_row + word
+    inside = (row < rows)[None, :]
+    low = tl.load(at, mask=inside & (word < per_row), other=0)
+    return _cut(low, tl.load(at + 1, mask=inside & (word + 1 < per_row), other=0), start, j, width)
+
+
+@triton.jit
+def _store_head(y_ptr, acc, sequence, row, rows, channels, start, column, width):
+    at = (sequence * rows + row)[:, None] * channels + (start + column)[None, :]
+    tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=(row < rows)[:, None] & (column < width)[None, :])
+
+
+@triton.jit
+def _fwd(
+    q_ptr, k_ptr, v_ptr, y_ptr, n, s, channels, per_row, heads, width, scale,
+    DIRECT: tl.constexpr, J: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """q (k^T v), or (q k^T) v if DIRECT; the inner product must be exact in float16."""
+    sequence = (tl.program_id(0) // heads).to(tl.int64)
+    start = tl.program_id(0) % heads * width
+    tiles = tl.cdiv(width, 32 * J)
+    row = tl.program_id(1) // tiles * BN + tl.arange(0, BN)
+    first = tl.program_id(1) % tiles * 32 * J
+    q_ptr += sequence * n * per_row
+    k_ptr += sequence * s * per_row
+    v_ptr += sequence * s * per_row
+    acc = tl.zeros((BN, 32 * J), tl.float32)
+    if DIRECT:
+        for token in range(0, s, BS):
+            others = token + tl.arange(0, BS)
+            scores = tl.zeros((BN, BS), tl.float32)
+            for i in range(0, width, 32 * J):
+                q = expand(_rows(q_ptr, row, n, per_row, start + i, width - i, J), 32, tl.float16)
+                k = expand_down(_rows_down(k_ptr, others, s, per_row, start + i, width - i, J), tl.float16)
+                scores = dot(q, k, scores, "ieee")
+            v = expand(_rows(v_ptr, others, s, per_row, start + first, width - first, J), 32, tl.float16)
+            acc = dot(scores.to(tl.float16), v, acc, "ieee")
+    else:
+        for i in range(0, width, 32 * J):
+            kv = tl.zeros((32 * J, 32 * J), tl.float32)
+            for token in range(0, s, BS):
+                others = token + tl.arange(0, BS)
+                k = expand_down(_rows_down(k_ptr, others, s, per_row, start + i, width - i, J), tl.float16)
+                v = expand(_rows(v_ptr, others, s, per_row, start + first, width - first, J), 32, tl.float16)
+                kv = dot(k, v, kv, "ieee")
+            q = expand(_rows(q_ptr, row, n, per_row, start + i, width - i, J), 32, tl.float16)
+            acc = dot(q, kv.to(tl.float16), acc, "ieee")
+    _store_head(y_ptr, acc * scale, sequence, row, n, channels, start, first + tl.arange(0, 32 * J), width)
+
+
+@triton.jit
+def _gram(
+    a_ptr, b_ptr, gram_ptr, rows, channels, per_row, heads, width, B_BITS: tl.constexpr, J: tl.constexpr, BR: tl.constexpr
+):  # fmt: skip
+    """a^T b of every head, float32 [L, heads, width, width]: a packed, b packed or dense [L, rows, channels]."""
+    sequence = (tl.program_id(0) // heads).to(tl.int64)
+    start = tl.program_id(0) % heads * width
+    tiles = tl.cdiv(width, 32 * J)
+    i = tl.program_id(1) // tiles * 32 * J
+    first = tl.program_id(1) % tiles * 32 * J
+    column = first + tl.arange(0, 32 * J)
+    a_ptr += sequence * rows * per_row
+    acc = tl.zeros((32 * J, 32 * J), tl.float32)
+    for token in range(0, rows, BR):
+        row = token + tl.arange(0, BR)
+        a_words = _rows_down(a_ptr, row, rows, per_row, start + i, width - i, J)
+        if B_BITS:
+            b = expand(
+                _rows(b_ptr + sequence * rows * per_row, row, rows, per_row, start + first, width - first, J), 32, tl.float16
+            )
+        else:
+            at = (sequence * rows + row)[:, None] * channels + (start + column)[None, :]
+            b = tl.load(b_ptr + at, mask=(row < rows)[:, None] & (column < width)[None, :], other=0.0)
+        acc = dot(expand_down(a_words, b.dtype), b, acc, "ieee")
+    line = i + tl.arange(0, 32 * J)
+    at = (tl.program_id(0).to(tl.int64) * width + line)[:, None] * width + column[None, :]
+    tl.store(gram_ptr + at, acc, mask=(line < width)[:, None] & (column < width)[None, :])
+
+
+@triton.jit
+def _apply(
+    a_ptr, gram_ptr, y_ptr, rows, channels, per_row, heads, width, stride_i, stride_j, scale,
+    A_BITS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, J: tl.constexpr, BR: tl.constexpr,
+):  # fmt: skip
+    """y [L, rows, channels] = a gram * scale for every head: a packed or dense, gram [width, width] by its strides."""
+    sequence = (tl.program_id(0) // heads).to(tl.int64)
+    start = tl.program_id(0) % heads * width
+    tiles = tl.cdiv(width, 32 * J)
+    row = tl.program_id(1) // tiles * BR + tl.arange(0, BR)
+    column = tl.program_id(1) % tiles * 32 * J + tl.arange(0, 32 * J)
+    gram_ptr += tl.program_id(0).to(tl.int64) * width * width
+    acc = tl.zeros((BR, 32 * J), tl.float32)
+    for i in range(0, width, 32):
+        line = i + tl.arange(0, 32)
+        if A_BITS:
+            words = _rows(a_ptr + sequence * rows * per_row, row, rows, per_row, start + i, width - i, 1)
+            a = expand(words, 32, OPERAND)
+        else:
+            at = (sequence * rows + row)[:, None] * channels + (start + line)[None, :]
+            a = tl.load(a_ptr + at, mask=(row < rows)[:, None] & (line < width)[None, :], other=0.0).to(OPERAND)
+        gram_mask = (line < width)[:, None] & (column < width)[None, :]
+        gram = tl.load(gram_ptr + line[:, None] * stride_i + column[None, :] * stride_j, mask=gram_mask, other=0.0)
+        acc = dot(a, gram.to(OPERAND), acc, PRECISION)
+    _store_head(y_ptr, acc * scale, sequence, row, rows, channels, start, column, width)
+
+
+def launch_forward(width: int) -> dict[str, int]:
+    """Words of a head a tile, rows of q and of k and v, warps."""
+    return {"J": 1 if width <= 32 else 2, "BN": 64, "BS": 32, "num_warps": 4}
+
+
+def launch_gram(width: int) -> dict[str, int]:
+    return {"J": 1 if width <= 32 else 2, "BR": 32, "num_warps": 4}
+
+
+def launch_apply(width: int, operand: torch.dtype, precision: str) -> dict[str, int]:
+    wide = operand == torch.float32 and precision == "ieee"
+    return {"J": 1 if width <= 32 else 2, "BR": 128 if wide else 64, "num_warps": 8 if wide else 4}
+
+
+def _head_gram(a: Tensor, b: Tensor, channels: int, num_heads: int) -> Tensor:
+    length, rows, per_row = a.shape
+    width = channels // num_heads
+    gram = a.new_empty((length, num_heads, width, width), dtype=torch.float32)
+    launch = launch_gram(width)
+    grid = (length * num_heads, triton.cdiv(width, 32 * launch["J"]) ** 2)
+    _gram[grid](a, b, gram, rows, channels, per_row, num_heads, width, B_BITS=b.dtype == torch.int32, **launch)
+    return gram
+
+
+def _head_apply(a, gram, channels, num_heads, scale, dtype, operand, precision) -> Tensor:
+    length, rows, per_row = a.shape
+    width = channels // num_heads
+    y = a.new_empty((length, rows, channels), dtype=dtype)
+    launch = launch_apply(width, operand, precision)
+    grid = (length * num_heads, triton.cdiv(rows, launch["BR"]) * triton.cdiv(width, 32 * launch["J"]))
+    _apply[grid](
+        a, gram, y, rows, channels, per_row, num_heads, width, *gram.stride()[2:], scale, A_BITS=a.dtype == torch.int32,
+        OPERAND={torch.float32: tl.float32, torch.float16: tl.float16}[operand], PRECISION=precision, **launch,
+    )  # fmt: skip
+    return y
+
+
+def spike_attention(q: Tensor, k: Tensor, v: Tensor, channels: int, num_heads: int, scale: float, dtype: torch.dtype) -> Tensor:
+    """Packed q [L, N, W], k and v [L, S, W] with W = ceil(channels / 32) -> [L, N, channels] in ``dtype``."""
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    (length, n, per_row), s = q.shape, k.shape[1]
+    width = channels // num_heads
+    direct = s < width
+    exact = (width if direct else s) <= EXACT_IN_FLOAT16
+    launch = launch_forward(width)
+    y = q.new_empty((length, n, channels), dtype=dtype)
+    if not y.numel():
+        return y
+    with torch.cuda.device(q.device if q.is_cuda else -1):
+        if not exact or (not direct and n > 4 * launch["BN"]):  # else every block of rows would make k^T v anew
+            gram, operand = _head_gram(k, v, channels, num_heads), torch.float16 if s <= EXACT_IN_FLOAT16 else torch.float32
+            return _head_apply(q, gram, channels, num_heads, scale, dtype, operand, "ieee")
+        grid = (length * num_heads, triton.cdiv(n, launch["BN"]) * triton.cdiv(width, 32 * launch["J"]))
+        _fwd[grid](q, k, v, y, n, s, channels, per_row, num_heads, width, scale, DIRECT=direct, **launch)
+    return y
+
+
+def spike_attention_bwd(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, channels: int, num_heads: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, dense [L, N or S, channels] in dy's dtype, from dy [L, N, channels]."""
+    dy, q, k, v = dy.contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
+    if not (q.numel() and k.numel()):
+        return tuple(dy.new_zeros((*x.shape[:2], channels)) for x in (q, k, v))
+    # Three products of tf32 keep 22 bits of the sums: more than a 16-bit result can show.
+    last = (channels, num_heads, scale, dy.dtype, torch.float32, "ieee" if dy.dtype == torch.float32 else "tf32x3")
+    with torch.cuda.device(dy.device if dy.is_cuda else -1):
+        kv, q_dy = _head_gram(k, v, channels, num_heads), _head_gram(q, dy, channels, num_heads)
+        return _head_apply(dy, kv.mT, *last), _head_apply(v, q_dy.mT, *last), _head_apply(k, q_dy, *last)

@@ -1,0 +1,162 @@
+"""The products of spikes over the CUDA extension: tensors become pointers here, and outputs are allocated here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._native import DTYPE, Native, pointer
+
+_SPIKES = {**DTYPE, torch.bool: 3, torch.uint8: 3}  # enum SpikeDtype in csrc/cuda/pack.cuh
+_WEIGHTS = {**DTYPE, torch.int16: 3, torch.int8: 4}  # enum WeightDtype in csrc/cuda/spike_conv2d.cuh
+_ONE_PIXEL = (1, 1, 1, 1, 1, 1, 1, 0, 0, 1)
+_MOST_ROWS = 2**31 - 2**16
+_FUSED_ROWS = 256  # above it, k^T v is made once and not anew for every 64 rows of q
+
+
+def _device(x: Tensor):
+    return torch.cuda.device(x.device if x.is_cuda else -1)
+
+
+def _float(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.to(torch.float32).contiguous()
+
+
+def _shape(
+    size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> tuple[int, ...]:
+    """The fields of struct ConvShape in csrc/cuda/spike_conv2d.cuh."""
+    out = [(size[i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(2)]
+    return (*size, *out, kernel[1], *stride, *padding, kernel[0] * kernel[1])
+
+
+class NativeCuda(Native):
+    """Every op over ``spikeclip._cuda``; signatures as in ``spikeclip.ops.reference``."""
+
+    def pack(self, s: Tensor, check: bool) -> Tensor:
+        s = s.contiguous()
+        length = s.shape[-1]
+        words = s.new_empty((*s.shape[:-1], (length + 31) // 32), dtype=torch.int32)
+        flag = s.new_zeros(1, dtype=torch.int32) if check else None
+        if s.numel():
+            with _device(s):
+                self._ext.pack(
+                    s.data_ptr(), _SPIKES[s.dtype], words.data_ptr(), s.numel() // length, length, pointer(flag),
+                    self._context(s),
+                )  # fmt: skip
+            if check and flag.item():
+                raise ValueError("s must hold spikes, 0 or 1; got other values")
+        return words
+
+    def unpack(self, words: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+        words = words.contiguous()
+        known = dtype if dtype in _SPIKES else torch.float32
+        s = words.new_empty((*words.shape[:-1], length), dtype=known)
+        if s.numel():
+            with _device(words):
+                self._ext.unpack(
+                    words.data_ptr(), s.data_ptr(), _SPIKES[known], s.numel() // length, length, self._context(words)
+                )
+        return s.to(dtype)
+
+    def spike_matmul(self, words, length, w, scale, bias, dtype):
+        return self._product(words, _ONE_PIXEL, words.shape[0], length, w, (0, *w.stride()), w.shape[1], scale, bias, dtype)
+
+    def spike_matmul_dw(self, words, length, dy):
+        m, n = dy.shape
+        return self._gradient(words, _ONE_PIXEL, m, length, dy, (dy.stride(0), 0, 0, dy.stride(1)), n)[0]
+
+    def spike_conv2d(self, words, channels, w, scale, bias, stride, padding, dtype):
+        shape = _shape(words.shape[1:3], w.shape[2:], stride, padding)
+        batch, n, out = words.shape[0], w.shape[0], shape[2:4]
+        w = w.permute(2, 3, 1, 0).contiguous()  # so that a tile of it is read in whole lines
+        y = self._product(words, shape, batch * out[0] * out[1], channels, w, (channels * n, n, 1), n, scale, bias, dtype)
+        return y.view(batch, *out, n).permute(0, 3, 1, 2)
+
+    def spike_conv2d_dw(self, words, channels, dy, kernel, stride, padding):
+        batch, n, *size = dy.shape
+        image, column, line, pixel = dy.stride()
+        shape = _shape(words.shape[1:3], kernel, stride, padding)
+        dw = self._gradient(words, shape, batch * size[0] * size[1], channels, dy, (image, line, pixel, column), n)
+        return dw.view(*kernel, channels, n).permute(3, 2, 0, 1).contiguous()
+
+    def _product(self, words, shape, m, channels, w, strides, n, scale, bias, dtype) -> Tensor:
+        """y [m, n]; w by its strides of tap, channel and column."""
+        words, scale, bias = words.contiguous(), _float(scale), _float(bias)
+        _check_rows(words, m)
+        y = words.new_empty((m, n), dtype=dtype)
+        if y.numel():
+            with _device(words):
+                self._ext.spike_product(
+                    words.data_ptr(), shape, m, n, channels, w.data_ptr(), _WEIGHTS[w.dtype], strides, pointer(scale),
+                    pointer(bias), y.data_ptr(), DTYPE[dtype], self._context(words),
+                )  # fmt: skip
+        return y
+
+    def _gradient(self, words, shape, m, channels, dy, strides, n) -> Tensor:
+        """float32 [taps, channels, n]; dy by its strides of image, line, pixel and column."""
+        words, taps = words.contiguous(), shape[-1]
+        _check_rows(words, m)
+        if not (m and n and channels):
+            return dy.new_zeros((taps, channels, n), dtype=torch.float32)
+        splits = self._ext.gradient_splits(m, n, channels, taps)
+        dw = dy.new_empty((splits, taps, channels, n), dtype=torch.float32)
+        with _device(words):
+            self._ext.spike_gradient(
+                words.data_ptr(), shape, m, n, channels, dy.data_ptr(), DTYPE[dy.dtype], strides, dw.data_ptr(), splits,
+                self._context(words),
+            )  # fmt: skip
+        return dw[0] if splits == 1 else dw.sum(0)
+
+    def spike_attention(self, q, k, v, channels, num_heads, scale, dtype):
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        sequences, n = q.shape[:2]
+        s, width = k.shape[1], channels // num_heads
+        if n > _FUSED_ROWS and s >= width:
+            return self._apply(q, self._gram(k, v, num_heads, width), False, scale, dtype)
+        y = q.new_empty((sequences, n, channels), dtype=dtype)
+        if y.numel():
+            with _device(q):
+                self._ext.spike_attention(
+                    sequences, num_heads, width, n, s, q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr(), DTYPE[dtype],
+                    scale, self._context(q),
+                )  # fmt: skip
+        return y
+
+    def spike_attention_bwd(self, dy, q, k, v, channels, num_heads, scale):
+        dy, q, k, v = dy.contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
+        if not (q.numel() and k.numel()):
+            return tuple(dy.new_zeros((*x.shape[:2], channels)) for x in (q, k, v))
+        width = channels // num_heads
+        kv, q_dy = self._gram(k, v, num_heads, width), self._gram(q, dy, num_heads, width)
+        last = (scale, dy.dtype)
+        return self._apply(dy, kv, True, *last), self._apply(v, q_dy, True, *last), self._apply(k, q_dy, False, *last)
+
+    def _gram(self, a: Tensor, b: Tensor, num_heads: int, width: int) -> Tensor:
+        """a^T b of every head, float32 [L, heads, width, width]: a packed [L, R, W], b like it or dense [L, R, channels]."""
+        gram = a.new_empty((a.shape[0], num_heads, width, width), dtype=torch.float32)
+        if gram.numel():
+            with _device(a):
+                self._ext.head_gram(
+                    a.shape[0], num_heads, width, a.shape[1], a.data_ptr(), b.data_ptr(), b.dtype == torch.int32,
+                    DTYPE.get(b.dtype, 0), gram.data_ptr(), self._context(a),
+                )  # fmt: skip
+        return gram
+
+    def _apply(self, a: Tensor, gram: Tensor, transposed: bool, scale: float, dtype: torch.dtype) -> Tensor:
+        """a gram * scale, or a gram^T * scale, of every head, [L, R, channels]: a packed or dense."""
+        sequences, num_heads, width = gram.shape[:3]
+        y = a.new_empty((sequences, a.shape[1], num_heads * width), dtype=dtype)
+        if y.numel():
+            with _device(a):
+                self._ext.head_apply(
+                    sequences, num_heads, width, a.shape[1], a.data_ptr(), a.dtype == torch.int32, DTYPE.get(a.dtype, 0),
+                    gram.data_ptr(), transposed, y.data_ptr(), DTYPE[dtype], scale, self._context(a),
+                )  # fmt: skip
+        return y
+
+
+def _check_rows(words: Tensor, m: int) -> None:
+    most = max(m, words.shape[:-1].numel())
+    if most >= _MOST_ROWS:
+        raise ValueError(f"at most 2^31 - 2^16 rows of spikes in one product; got {most}")
