@@ -41,7 +41,7 @@ CXX_FLAGS = [
 ]
 ISA_FLAGS = {"baseline": []}
 if X86:
-    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c", "-mbmi"]
     ISA_FLAGS["avx512"] = [
         *ISA_FLAGS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512",
     ]  # fmt: skip

@@ -48,7 +48,8 @@ std::vector<Isa> table() {
   std::vector<Isa> rows{SPIKECLIP_ROW(baseline, true)};
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+                        __builtin_cpu_supports("bmi");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   rows.push_back(SPIKECLIP_ROW(avx2, has_avx2));
@@ -171,7 +172,8 @@ void spike_conv2d(uintptr_t words, const Conv2dShape& shape, int kind, int64_t c
   check_sizes(s.batch * s.out_height * s.out_width, s.height * s.width, threads);
   prefer_huge_pages(at<void>(out), bytes(s.batch * s.out_height * s.out_width * columns, out_dtype));
   current.spike_conv2d({s, at<uint32_t>(words), channels,
-                        tiles(kind, s.kernel_height * s.kernel_width * channels, columns), at<void>(weights), at<float>(scale), at<float>(bias), at<void>(out), Dtype(out_dtype), threads});
+                        tiles(kind, s.kernel_height * s.kernel_width * channels, columns), at<void>(weights),
+                        at<float>(scale), at<float>(bias), at<void>(out), Dtype(out_dtype), threads});
 }
 
 void spike_conv2d_grad(uintptr_t words, const Conv2dShape& shape, int64_t channels, int64_t columns, uintptr_t dy,
@@ -193,6 +195,7 @@ SpikeAttention attention(const std::array<uintptr_t, 3>& qkv, const AttentionSha
 
 void spike_attention(const std::array<uintptr_t, 3>& qkv, const AttentionShape& shape, float scale, uintptr_t out, int dtype,
                      int threads) {
+  prefer_huge_pages(at<void>(out), bytes(shape[0] * shape[1] * shape[3], dtype));
   current.spike_attention(attention(qkv, shape, scale, out, dtype, threads));
 }
 

@@ -17,6 +17,7 @@ from . import figures
 from .energy import count
 from .models import SpikeCLIP, load_teacher
 from .nn import FiringRates
+from .ops._density import bf16_is_fast
 from .training import History, Settings, adapt_teacher, align_image, align_text, finetune
 from .training.compositions import LABELS, SEEN, TEMPLATES, UNSEEN, caption_corpus
 from .training.data import Rendered
@@ -35,11 +36,6 @@ class Plan:
     image: Settings = Settings(steps=1_500, batch_size=64, lr=3e-3, lr_min=1e-4, validate_every=375)
     adapt: Settings = Settings(steps=300, batch_size=64, lr=1e-3)
     finetune: Settings = Settings(steps=150, batch_size=64, lr=1e-3, lr_min=1e-5, validate_every=75)
-
-
-def bf16_is_fast() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware."""
-    return torch.cpu._is_avx512_bf16_supported()
 
 
 def run(out: Path, plan: Plan | None = None, seed: int = 0, device: str | torch.device = "cpu") -> dict[str, float]:

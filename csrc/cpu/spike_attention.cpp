@@ -12,6 +12,8 @@ namespace {
 
 // Rows of a head's matrices are padded to this many lanes.
 constexpr int64_t kLanes = 16;
+// A row beyond those of the widest head with a fixed number of lanes.
+constexpr int64_t kSpare = 64;
 
 int64_t lanes(int64_t width) { return ceil_div(width, kLanes) * kLanes; }
 
@@ -36,11 +38,29 @@ struct HeadBits {
       for (uint64_t bits = chunk(at); bits != 0; bits &= bits - 1) visit(at + __builtin_ctzll(bits));
   }
 
+  // For heads of at most kSpare bits: in groups of four, the last filled with kSpare, so that few loops end unexpectedly.
+  template <typename Visit>
+  void each_of_four(Visit visit) const {
+    uint64_t bits = chunk(0);
+    do {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i, bits &= bits - 1) visit(bits != 0 ? __builtin_ctzll(bits) : kSpare);
+    } while (bits != 0);
+  }
+
   template <typename T>
   void expand(T* out) const {
     for (int64_t at = 0; at < width; at += 64) {
       const uint64_t bits = chunk(at);
       const int64_t here = std::min<int64_t>(64, lanes(width) - at);
+#if defined(__AVX512BW__)
+      if constexpr (sizeof(T) == 2) {
+        for (int64_t i = 0; i < here; i += kLanes)
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + at + i),
+                              _mm256_maskz_set1_epi16(static_cast<__mmask16>(bits >> i), 1));
+        continue;
+      }
+#endif
 #pragma omp simd
       for (int64_t i = 0; i < here; ++i) out[at + i] = static_cast<T>(bits >> i & 1);
     }
@@ -55,12 +75,12 @@ void add_row(T* sum, const T* row, int64_t count) {
   for (int64_t i = 0; i < n; ++i) sum[i] += row[i];
 }
 
-// out[j] = the sum of the rows of `matrix` that the bits name.
+// out[j] = the sum of the rows of `matrix` that the bits name; row kSpare holds zeros.
 template <int kFixed, typename T>
 void sum_rows(const HeadBits& bits, const T* matrix, int64_t count, T* out) {
   if constexpr (kFixed != 0) {
     T sum[kFixed] = {};
-    bits.each([&](int64_t i) { add_row<kFixed>(sum, matrix + i * kFixed, kFixed); });
+    bits.each_of_four([&](int64_t i) { add_row<kFixed>(sum, matrix + i * kFixed, kFixed); });
     memcpy(out, sum, sizeof sum);
   } else {
     std::fill(out, out + count, T(0));
@@ -69,42 +89,53 @@ void sum_rows(const HeadBits& bits, const T* matrix, int64_t count, T* out) {
 }
 
 struct Shape {
-  int64_t stride, width, padded;
+  int64_t stride, width, padded, matrix;
   explicit Shape(const SpikeAttention& c)
-      : stride(words_per_row(c.channels)), width(c.channels / c.heads), padded(lanes(width)) {}
+      : stride(words_per_row(c.channels)), width(c.channels / c.heads), padded(lanes(width)),
+        matrix(std::max(width, kSpare + 1) * padded) {}
 };
 
-// k^T v of one head: counts [width, padded].
+// k^T v of one head: counts [width, padded], and zeros in row kSpare.
 template <int kFixed, typename T>
 void count_pairs(const SpikeAttention& c, const Shape& s, int64_t image, int64_t head, T* counts, T* row) {
-  std::fill(counts, counts + s.width * s.padded, T(0));
+  std::fill(counts, counts + s.matrix, T(0));
   for (int64_t n = 0; n < c.k_tokens; ++n) {
     const int64_t at = (image * c.k_tokens + n) * s.stride;
     const HeadBits k{c.k + at, head * s.width, s.width}, v{c.v + at, head * s.width, s.width};
     v.expand(row);
-    k.each([&](int64_t i) { add_row<kFixed>(counts + i * s.padded, row, s.padded); });
+    const auto add = [&](int64_t i) { add_row<kFixed>(counts + i * s.padded, row, s.padded); };
+    if constexpr (kFixed != 0)
+      k.each_of_four(add);
+    else
+      k.each(add);
   }
+  if constexpr (kFixed != 0) std::fill_n(counts + kSpare * kFixed, kFixed, T(0));
 }
 
 template <int kFixed, typename T>
 void attend(const SpikeAttention& c) {
   const Shape s(c);
-  const AlignedArray<T> scratch(c.threads * (s.width + 2) * s.padded);
+  const AlignedArray<T> scratch(c.threads * (s.matrix + 2 * s.padded));
   const AlignedArray<float> values(c.threads * s.padded);
+  const bool stream = s.width % kLanes == 0 && may_stream(c.out, c.dtype, c.images * c.q_tokens, c.channels);
 #pragma omp parallel for schedule(static) num_threads(c.threads) collapse(2)
   for (int64_t image = 0; image < c.images; ++image)
     for (int64_t head = 0; head < c.heads; ++head) {
-      T* counts = scratch.data + thread_index() * (s.width + 2) * s.padded;
-      T *row = counts + s.width * s.padded, *sum = row + s.padded;
+      T* counts = scratch.data + thread_index() * (s.matrix + 2 * s.padded);
+      T *row = counts + s.matrix, *sum = row + s.padded;
+      float* buffer = values.data + thread_index() * s.padded;
       count_pairs<kFixed>(c, s, image, head, counts, row);
       for (int64_t n = 0; n < c.q_tokens; ++n) {
         const int64_t token = image * c.q_tokens + n;
         sum_rows<kFixed>({c.q + token * s.stride, head * s.width, s.width}, counts, s.padded, sum);
         const int64_t at = token * c.channels + head * s.width;
-        float* to = row_to_write(c.out, c.dtype, at, values.data + thread_index() * s.padded);
+        float* to = stream ? buffer : row_to_write(c.out, c.dtype, at, buffer);
 #pragma omp simd
         for (int64_t j = 0; j < s.width; ++j) to[j] = static_cast<float>(sum[j]) * c.scale;
-        store_row(c.out, c.dtype, at, s.width, to);
+        if (stream)
+          for (int64_t j = 0; j < s.width; j += kLanes) stream_line(static_cast<float*>(c.out) + at + j, buffer + j);
+        else
+          store_row(c.out, c.dtype, at, s.width, to);
       }
     }
 }
@@ -120,18 +151,18 @@ template <int kFixed>
 void differentiate(const SpikeAttentionGrad& c) {
   const SpikeAttention& f = c.forward;
   const Shape s(f);
-  const int64_t matrix = s.padded * s.padded;
-  const AlignedArray<float> scratch(f.threads * (3 * matrix + 3 * s.padded));
+  const AlignedArray<float> scratch(f.threads * (3 * s.matrix + 3 * s.padded));
 #pragma omp parallel for schedule(static) num_threads(f.threads) collapse(2)
   for (int64_t image = 0; image < f.images; ++image)
     for (int64_t head = 0; head < f.heads; ++head) {
-      float* counts = scratch.data + thread_index() * (3 * matrix + 3 * s.padded);
-      float *g = counts + matrix, *transposed = g + matrix;
-      float *row = transposed + matrix, *sum = row + s.padded, *buffer = sum + s.padded;
+      float* counts = scratch.data + thread_index() * (3 * s.matrix + 3 * s.padded);
+      float *g = counts + s.matrix, *transposed = g + s.matrix;
+      float *row = transposed + s.matrix, *sum = row + s.padded, *buffer = sum + s.padded;
       count_pairs<kFixed>(f, s, image, head, counts, row);
+      std::fill(transposed, transposed + s.matrix, 0.0f);
       for (int64_t i = 0; i < s.width; ++i)
         for (int64_t j = 0; j < s.width; ++j) transposed[j * s.padded + i] = counts[i * s.padded + j];
-      std::fill(g, g + matrix, 0.0f);
+      std::fill(g, g + s.matrix, 0.0f);
       std::fill(row, row + s.padded, 0.0f);
       for (int64_t n = 0; n < f.q_tokens; ++n) {
         const int64_t token = image * f.q_tokens + n, at = token * f.channels + head * s.width;

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import math
+from functools import cache
+
 import torch
 from torch import Tensor
 
-# Density from which dense float32 is faster on a CPU, by kind of weights (benchmarks/results/cpu.md, "by density").
-BREAK_EVEN = {torch.float32: 0.45, torch.int16: 1.0, torch.int8: 1.0}
+# Density from which a dense product is faster on a CPU, by the dtype of the weights, and for float weights of the dense
+# product (benchmarks/results/cpu.md, "by density").
+BREAK_EVEN = {torch.float32: 0.5, torch.bfloat16: 0.22, torch.int16: 0.95, torch.int8: math.inf}
 _SAMPLED_ROWS = 64
 
 
-def event_driven(density: float, weights: torch.dtype, rows: int) -> bool:
-    """Whether adding the weights of the spikes beats multiplying by all of them, for ``rows`` rows of this density."""
-    return rows < 4 or density < BREAK_EVEN.get(weights, BREAK_EVEN[torch.float32])
+@cache
+def bf16_is_fast() -> bool:
+    """Whether this CPU multiplies bfloat16 natively; else it is far slower than float32."""
+    return torch.cpu._is_avx512_bf16_supported()
 
 
-def sampled_density(s: Tensor, count) -> float:
-    """Share of ones among at most 64 evenly spaced rows of ``s`` [M, K], or of words (counted by ``count``) [M, W]."""
+def dense_dtype(weights: torch.dtype, out: torch.dtype) -> torch.dtype:
+    """What a CPU's dense product with weights of a dtype is made in: bfloat16 where that is asked for and fast."""
+    if not weights.is_floating_point:
+        return torch.float32
+    return out if out == torch.bfloat16 and weights == torch.float32 and bf16_is_fast() else weights
+
+
+def event_driven(density: float, weights: torch.dtype, dense: torch.dtype, rows: int) -> bool:
+    """Whether adding the weights of spikes of this density beats a product in ``dense`` with all of them, for ``rows`` rows."""
+    kind = weights if not weights.is_floating_point else dense if dense in BREAK_EVEN and bf16_is_fast() else torch.float32
+    return rows < 4 or density < BREAK_EVEN[kind]
+
+
+def sampled_density(s: Tensor, length: int, count) -> float:
+    """Share of ones among ``length`` spikes of at most 64 evenly spaced rows of ``s``, dense or words (counted by ``count``)."""
     rows = s[:: max(1, -(-s.shape[0] // _SAMPLED_ROWS))]
-    if s.dtype == torch.int32:
-        return count(rows.contiguous()) / max(32 * rows.numel(), 1)
-    return int(torch.count_nonzero(rows)) / max(rows.numel(), 1)
+    ones = count(rows.contiguous()) if s.dtype == torch.int32 else int(torch.count_nonzero(rows))
+    return ones / max(rows.shape[0] * length, 1)

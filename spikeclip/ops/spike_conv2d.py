@@ -8,6 +8,7 @@ from torch import Tensor
 from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
 from .packed import PackedSpikes, pack, word_count
+from ._density import dense_dtype
 from .spike_matmul import check_beside, check_bias, float_dtype, goes_dense, spikes_of, weights_of
 from .weights import SpikeWeights
 
@@ -84,16 +85,18 @@ def _fwd(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backe
     functions = _backends.functions(backend, s.device.type, compute)
     packed = s.dtype == torch.int32
     rows = (s if packed else s.permute(0, 2, 3, 1)).flatten(0, 2)
-    if rows.numel() and goes_dense(backend, name, rows, w, functions):
-        dense = functions.unpack(s, channels, compute).permute(0, 3, 1, 2) if packed else s.to(compute)
-        weights = w if scale is None else w.float() * scale.view(-1, 1, 1, 1)
-        y = torch.nn.functional.conv2d(dense, weights, None if bias is None else bias.to(compute), stride, padding)
-        y = y.to(dtype or compute).contiguous(memory_format=torch.channels_last)
+    out = dtype or compute
+    product = dense_dtype(w.dtype, out)
+    if goes_dense(backend, name, rows, channels, w.dtype, product, functions):
+        dense = functions.unpack(s, channels, product).permute(0, 3, 1, 2) if packed else s.to(product)
+        weights = (w if scale is None else w * scale.view(-1, 1, 1, 1)).to(product)
+        y = torch.nn.functional.conv2d(dense, weights, None if bias is None else bias.to(product), stride, padding)
+        y = y.to(out).contiguous(memory_format=torch.channels_last)
         words = pack(s.permute(0, 2, 3, 1), functions) if keep else None
     else:
         words = s if packed else pack(s.permute(0, 2, 3, 1), functions)
         ready = {} if tiles is None or name != "cpu" else {"tiles": tiles}
-        y = functions.spike_conv2d(words, channels, w, scale, bias, stride, padding, dtype or compute, **ready)
+        y = functions.spike_conv2d(words, channels, w, scale, bias, stride, padding, out, **ready)
     return y, words if keep else s.new_empty(0, dtype=torch.int32)
 
 
@@ -101,7 +104,7 @@ def _dw(words, channels, dy, kernel, stride, padding, backend):
     name = _backends.chosen(backend, dy.device.type, dy.dtype)
     functions = _backends.functions(backend, dy.device.type, dy.dtype)
     rows = words.flatten(0, 2)
-    if dy.numel() and goes_dense(backend, name, rows, dy.new_empty(0, dtype=torch.float32), functions):
+    if dy.numel() and goes_dense(backend, name, rows, channels, torch.float32, dy.dtype, functions):
         s = functions.unpack(words, channels, dy.dtype).permute(0, 3, 1, 2)
         return torch.nn.grad.conv2d_weight(s, (dy.shape[1], channels, *kernel), dy, stride, padding).float().contiguous()
     return functions.spike_conv2d_dw(words, channels, dy, tuple(kernel), tuple(stride), tuple(padding))

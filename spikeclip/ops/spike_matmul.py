@@ -7,7 +7,8 @@ from torch import Tensor
 
 from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
-from ._density import event_driven, sampled_density
+from ._dense import dense_product
+from ._density import dense_dtype, event_driven, sampled_density
 from .packed import PackedSpikes, check_spikes, pack, word_count
 from .weights import SpikeWeights
 
@@ -94,9 +95,11 @@ def float_dtype(w: Tensor) -> torch.dtype:
     return w.dtype if w.is_floating_point() else torch.float32
 
 
-def goes_dense(backend: str, name: str, s: Tensor, w: Tensor, functions) -> bool:
-    """Whether ``auto`` leaves the event-driven kernel for a dense product; s is [M, K], or words [M, W]."""
-    return backend == "auto" and name == "cpu" and not event_driven(sampled_density(s, functions.count), w.dtype, s.shape[0])
+def goes_dense(backend: str, name: str, s: Tensor, length: int, weights: torch.dtype, dense: torch.dtype, functions) -> bool:
+    """Whether ``auto`` leaves the event-driven kernel for a product in ``dense``; s is [M, K], or words [M, W]."""
+    if backend != "auto" or name != "cpu" or not s.numel():
+        return False
+    return not event_driven(sampled_density(s, length, functions.count), weights, dense, s.shape[0])
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -109,26 +112,25 @@ def _fwd(s, length, w, scale, tiles, bias, keep, dtype, backend):
     functions = _backends.functions(backend, s.device.type, compute)
     packed = s.dtype == torch.int32
     leading, rows = s.shape[:-1], _rows(s)
-    if rows.numel() and goes_dense(backend, name, rows, w, functions):
-        dense = functions.unpack(rows.contiguous(), length, compute) if packed else rows.to(compute)
-        y = _dense_product(dense, w if scale is None else w.float() * scale, bias).to(dtype or compute)
+    out = dtype or compute
+    product = dense_dtype(w.dtype, out)
+    if goes_dense(backend, name, rows, length, w.dtype, product, functions):
+        dense = functions.unpack(rows.contiguous(), length, product) if packed else rows.to(product)
+        y = dense_product(dense, (w if scale is None else w * scale).to(product), bias).to(out)
         words = pack(s, functions) if keep else None
     else:
         words = s if packed else pack(s, functions)
         ready = {} if tiles is None or name != "cpu" else {"tiles": tiles}
-        y = functions.spike_matmul(_rows(words), length, w, scale, bias, dtype or compute, **ready)
+        y = functions.spike_matmul(_rows(words), length, w, scale, bias, out, **ready)
     return y.view(*leading, w.shape[1]), words if keep else s.new_empty(0, dtype=torch.int32)
-
-
-def _dense_product(s: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-    return s @ w if bias is None else torch.addmm(bias.to(w.dtype), s, w)
 
 
 def _dw(words, length, dy, backend):
     name = _backends.chosen(backend, dy.device.type, dy.dtype)
     functions = _backends.functions(backend, dy.device.type, dy.dtype)
     words, dy = _rows(words).contiguous(), _rows(dy).contiguous()
-    if dy.numel() and goes_dense(backend, name, words, dy.new_empty(0, dtype=torch.float32), functions):
+    # A dense float32 product was measured to be slower at any density: its left operand is transposed.
+    if dy.dtype != torch.float32 and goes_dense(backend, name, words, length, torch.float32, dy.dtype, functions):
         return (functions.unpack(words, length, dy.dtype).t() @ dy).float()
     return functions.spike_matmul_dw(words, length, dy)
 
@@ -161,7 +163,7 @@ class _SpikeMatmul(torch.autograd.Function):
         words, w = ctx.saved_tensors
         length, s_dtype, w_dtype, bias_dtype, backend = ctx.options
         wants_s, _, wants_w, _, _, wants_bias = ctx.needs_input_grad[:6]
-        ds = (dy @ w.to(dy.dtype).t()).to(s_dtype) if wants_s else None
+        ds = dense_product(dy, w.to(dy.dtype).t()).to(s_dtype) if wants_s else None
         dw = _spike_matmul_dw(words, length, dy, backend).to(w_dtype) if wants_w else None
         dbias = dy.sum_to_size(dy.shape[-1:]).to(bias_dtype) if wants_bias else None
         return ds, None, dw, None, None, dbias, None, None, None

@@ -188,7 +188,8 @@ def test_ten_thousand_calls_leave_no_memory_behind():
 
 
 def test_auto_goes_dense_where_spikes_are_dense_and_stays_right():
-    assert event_driven(0.1, torch.float32, 1000) and not event_driven(0.9, torch.float32, 1000)
+    kind = (torch.float32, torch.float32)
+    assert event_driven(0.1, *kind, 1000) and not event_driven(0.9, *kind, 1000) and event_driven(0.9, *kind, 3)
     for density in (0.0, 0.1, 0.6, 1.0):
         s, w, bias = tensors(200, 384, 64, density)
         for spikes in (s, pack_spikes(s)):
