@@ -7,8 +7,8 @@ from torch import Tensor
 
 from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
-from .packed import PackedSpikes, pack, word_count
 from ._density import dense_dtype
+from .packed import PackedSpikes, pack, word_count
 from .spike_matmul import check_beside, check_bias, float_dtype, goes_dense, spikes_of, weights_of
 from .weights import SpikeWeights
 
