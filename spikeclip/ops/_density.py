@@ -34,7 +34,7 @@ def event_driven(density: float, weights: torch.dtype, dense: torch.dtype, rows:
 
 
 def sampled_density(s: Tensor, length: int, count) -> float:
-    """Share of ones among ``length`` spikes of each of at most 64 evenly spaced rows of ``s``, dense or words (for ``count``)."""
+    """Share of ones among ``length`` spikes of at most 64 evenly spaced rows of ``s``, dense, or words for ``count``."""
     rows = s[:: max(1, -(-s.shape[0] // _SAMPLED_ROWS))]
     ones = count(rows.contiguous()) if s.dtype == torch.int32 else int(torch.count_nonzero(rows))
     return ones / max(rows.shape[0] * length, 1)
