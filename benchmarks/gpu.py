@@ -1,9 +1,9 @@
-"""Everything that needs a GPU, in one call of minutes and without a network: ``python benchmarks/gpu.py [--out FOLDER]``.
+"""Everything that needs a GPU, in one call of minutes and without a network: ``python benchmarks/gpu.py``.
 
-Builds and installs the sources in place, runs the op tests on every backend of the device, times the cases against the peers
-that are installed, and writes gpu.json and gpu.md into ``benchmarks/results`` and, with ``--out``, there. Needs torch, triton,
-nvcc, setuptools, pybind11, ninja, pytest and pytest-benchmark. Exit code 2 without a CUDA device, 1 when the build or a test
-fails: no speed is measured on a red test.
+Installs the sources in place (with ``--wheels``, first the wheels of a folder as they are), runs the op tests on every backend
+of the device, times the cases against the peers that are installed, and writes gpu.json and gpu.md into ``benchmarks/results``
+and, with ``--out``, there. Needs torch, triton, nvcc, setuptools, pybind11, ninja, pytest and pytest-benchmark. Exit code 2
+without a CUDA device, 1 when the build or a test fails: no speed is measured on a red test.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ def run(what: str, *command: str, folder: Path = ROOT, **settings: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
-    out = parser.parse_args().out
+    parser.add_argument("--wheels", type=Path)
+    given = parser.parse_args()
+    out = given.out
+    wheels = sorted(map(str, given.wheels.glob("*.whl"))) if given.wheels else []
+    if given.wheels and not wheels:
+        parser.error(f"--wheels must be a folder with wheels; got {given.wheels}")
 
     import torch
 
@@ -42,8 +47,10 @@ def main() -> None:
         sys.exit(2)
     major, minor = torch.cuda.get_device_capability()
     arch = f"{major}{minor}a" if major >= 9 else f"{major}{minor}"
-    pip = ("-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--no-index", "-e", str(ROOT))
-    run("build", *pip, SPIKECLIP_CUDA="1", SPIKECLIP_CUDA_ARCHS=arch)
+    install = ("-m", "pip", "install", "-q", "--no-deps", "--no-index")
+    if wheels:
+        run("carried wheels", *install, *wheels)
+    run("build", *install, "--no-build-isolation", "-e", str(ROOT), SPIKECLIP_CUDA="1", SPIKECLIP_CUDA_ARCHS=arch)
     run("what was built", "-c", "from spikeclip.ops._backends import built; print(*built(), sep='\\n')")
     run("op tests", "-m", "pytest", "-q", "-x", "tests/ops", "-k", "not in_its_interpreter")
     run("benchmarks", "-c", MEASURE, folder=HERE)

@@ -17,7 +17,7 @@ ROWS = 8192  # 32 images of 64 tokens at T = 4
 SIZES = [(384, 384), (384, 1536), (1536, 384)]
 DENSITIES = [0.05, 0.1, 0.2, 0.5, 1.0]
 OURS = ["spikeclip, packed", "spikeclip, dense spikes", "spikeclip, int16 weights", "spikeclip, int8 weights"]
-DENSE = ["torch.mm", "oneDNN 1x1 convolution", "torch.mm, bf16", "torch._int_mm"]
+DENSE = ["torch.mm", "torch.compile of torch.mm", "oneDNN 1x1 convolution", "torch.mm, bf16", "torch._int_mm"]
 
 
 def spikes(*shape, density):
@@ -57,6 +57,9 @@ def product(who, s, w):
         return no_grad(lambda: spike_matmul(packed, weights)), {"fp32": 1e-6, "int16": 3e-3, "int8": 2e-2}[kind], False
     if who == "torch.mm":
         return no_grad(lambda: s @ w), 1e-6, True
+    if who == "torch.compile of torch.mm":
+        compiled = torch.compile(lambda: s @ w)
+        return no_grad(compiled), 1e-6, True
     if who == "oneDNN 1x1 convolution":
         images = s.view(rows // 64, 8, 8, length).permute(0, 3, 1, 2)
         kernel = w.t().contiguous().view(columns, length, 1, 1).contiguous(memory_format=torch.channels_last)

@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+import torch
 from PIL import Image
 
 from spikeclip import SpikeCLIP, cli
@@ -111,6 +112,10 @@ def test_info_names_backends_and_reasons(said):
             "kl_weight must be finite and >= 0; got -1.0",
         ),
         (("align-image", "--model", "spikeclip-demo", "--out", "x", "--lr", "0"), "lr must be > 0"),
+        (("align-text", "--out", "x", "--seed", str(2**70)), "seed must be < 2**32"),
+        (("align-text", "--out", "x", "--pretrained", "nope"), "pretrained must be left out for spikeclip-demo-teacher"),
+        (("zeroshot", "--image", "no.png", "--labels", "a, a"), "labels must name at least two candidates, all different"),
+        (("eval", "--data", "compositions", "--model", "spikeclip-dmo"), "model must be spikeclip-demo, the folder of"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(said, arguments, message, tmp_path, monkeypatch):
@@ -120,6 +125,22 @@ def test_bad_input_is_one_line_and_exit_code_2(said, arguments, message, tmp_pat
     lines = [line for line in err.splitlines() if line.startswith("spikeclip: ")]
     assert code == 2 and len(lines) == 1 and message in lines[0] and "Traceback" not in err
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_device_that_is_not_there(said):
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here")
+    code, _, err = said("eval", "--data", "compositions", "--device", "cuda")
+    assert code == 2 and "device must be auto or cpu where there is no CUDA device; got 'cuda'" in err
+
+
+def test_the_seed_sets_the_weights_a_new_model_starts_from(said, tmp_path):
+    weights = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert said("align-text", "--out", tmp_path / name, "--steps", 1, "--batch-size", 16, "--seed", seed)[0] == 0
+        weights.append(SpikeCLIP.from_pretrained(tmp_path / name).visual.state_dict())
+    same, other = ([torch.equal(a, b) for a, b in zip(weights[0].values(), w.values(), strict=True)] for w in weights[1:])
+    assert all(same) and not all(other)
 
 
 def test_unknown_verbs_and_options_exit_with_2(said):

@@ -10,8 +10,11 @@ def test_the_two_commands_stand_first():
 
 
 def test_the_examples_run_and_learn():
-    scope = {}
+    scopes = []
     for block in re.findall(r"```python\n(.*?)```", README, re.S):
-        exec(block, scope)
-    assert scope["loss"].item() < 0.4
-    assert scope["probabilities"].shape == (1, 2)
+        scopes.append({})
+        exec(block, scopes[-1])
+    neurons, products, whole = scopes
+    assert neurons["loss"].item() < 0.4
+    assert type(products["model"][3]).__name__ == "SpikeLinear" and type(products["model"][0]).__name__ == "Linear"
+    assert whole["probabilities"].shape == (1, 2)

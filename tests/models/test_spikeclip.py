@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 
 import pytest
 import torch
@@ -76,6 +77,17 @@ def bad_key(folder):
     (folder / "config.json").write_text(json.dumps({"hello": 1}))
 
 
+def further_key(folder):
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "hello": 1}))
+
+
+def wrong_type(folder):
+    values = json.loads((folder / "config.json").read_text())
+    values["vision"]["depth"] = "two"
+    (folder / "config.json").write_text(json.dumps(values))
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -83,6 +95,9 @@ def bad_key(folder):
         (foreign_weights, "could not be loaded.*Missing key"),
         (another_config, "could not be loaded.*Missing key"),
         (bad_key, "could not be loaded"),
+        (further_key, "could not be loaded.*unknown settings hello"),
+        (wrong_type, "could not be loaded.*vision.depth must be of type int; got 'two'"),
+        (lambda f: (f / "config.json").write_text("[1]"), "could not be loaded"),
         (lambda f: (f / "config.json").write_text("{"), "could not be loaded"),
         (lambda f: (f / "config.json").unlink(), r"not a saved SpikeCLIP: it has no config\.json"),
         (lambda f: (f / "model.safetensors").unlink(), r"not a saved SpikeCLIP: it has no model\.safetensors"),
@@ -94,6 +109,22 @@ def test_bad_checkpoints_are_one_clear_line(saved, harm, message):
     with pytest.raises(ValueError, match=message) as caught:
         SpikeCLIP.from_pretrained(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_an_oserror_and_leaves_the_earlier_model(saved):
+    resource = pytest.importorskip("resource")
+    model, folder = saved
+    before = (folder / "model.safetensors").read_bytes()
+    old, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, old[1]))
+        with pytest.raises(OSError, match="model.safetensors could not be written|File too large"):
+            model.save_pretrained(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert (folder / "model.safetensors").read_bytes() == before and not list(folder.glob(".saving-*"))
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
 
 
 def test_a_folder_that_is_not_there(tmp_path, monkeypatch):

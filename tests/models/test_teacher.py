@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import open_clip
 import pytest
@@ -72,11 +73,31 @@ def test_a_student_of_another_size_is_refused():
         (("nothing",), "name must be 'spikeclip-demo-teacher', a folder .*got 'nothing'"),
         (("ViT-B-16",), "pretrained must be a weights file or one of openai, .*got None"),
         (("ViT-B-16", "nope"), "pretrained must be a weights file or one of .*got 'nope'"),
+        (("spikeclip-demo-teacher", "nope"), "pretrained must be left out for spikeclip-demo-teacher.*got 'nope'"),
     ],
 )
 def test_bad_names(arguments, message):
     with pytest.raises(ValueError, match=message):
         load_teacher(*arguments)
+
+
+def test_a_folder_or_file_without_weights_is_no_random_teacher(tmp_path):
+    from spikeclip.models.teacher import PRETRAINED
+
+    shutil.copytree(PRETRAINED / "spikeclip-demo-teacher", tmp_path / "teacher")
+    for weights in (tmp_path / "teacher").glob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(ValueError, match="could not be loaded"):
+        load_teacher(str(tmp_path / "teacher"))
+    torch.save({}, tmp_path / "empty.pt")
+    with pytest.raises(ValueError, match="it holds no weights"):
+        load_teacher("RN50", str(tmp_path / "empty.pt"))
+
+
+@pytest.mark.parametrize("images", [torch.zeros(3, 32, 32), torch.zeros(1, 3, 32, 32, dtype=torch.uint8)], ids=["one", "uint8"])
+def test_images_of_another_shape_or_dtype(images):
+    with pytest.raises(ValueError, match=r"images must be floating, \[B, 3, H, W\] in \[0, 1\]; got"):
+        load_teacher().encode_image(images)
 
 
 def test_unreadable_weights_and_folders(tmp_path):

@@ -118,6 +118,21 @@ def test_a_plain_model_with_lif_learns():
     assert losses[-1] < 0.6 * losses[0]
 
 
+def test_a_learnt_tau_stays_above_one():
+    plif = snn.PLIF()
+    with torch.no_grad():
+        plif.w.fill_(40.0)  # sigmoid(w) rounds to 1
+    spikes = plif(torch.rand(4, 8))
+    spikes.sum().backward()
+    assert 1.0 < plif.tau.item() < 1.001 and torch.isfinite(plif.w.grad)
+
+
+def test_numpy_numbers_are_numbers():
+    np = pytest.importorskip("numpy")
+    x = torch.rand(4, 8) * 2
+    assert torch.equal(snn.LIF(tau=np.float32(3), v_threshold=np.float64(1))(x), snn.LIF(tau=3.0)(x))
+
+
 def test_modules_copy_and_print():
     text = repr(torch.nn.Sequential(snn.IF(), snn.LIF(tau=3.0, v_reset=None), snn.PLIF()))
     assert "tau=3.0" in text and "v_reset=None" in text and "surrogate_function='sigmoid'" in text
@@ -133,7 +148,8 @@ def test_modules_copy_and_print():
         (lambda: snn.LIF(step_mode="s"), "step_mode must be 'm'.*got 's'"),
         (lambda: snn.LIF(surrogate_function="relu"), "surrogate_function must be one of sigmoid, atan.*got 'relu'"),
         (lambda: snn.LIF(surrogate_function=torch.relu), "surrogate_function must be one of"),
-        (lambda: snn.LIF(backend="cupy")(torch.ones(1, 1)), "backend must be one of auto, cpu.*got 'cupy'"),
+        (lambda: snn.LIF(v_threshold=math.nan), "v_threshold must be a finite number; got nan"),
+        (lambda: snn.LIF(backend="cupy"), "backend must be one of auto, cpu.*got 'cupy'"),
         (lambda: snn.LIF()(torch.ones(())), r"x must .*\[T, \.\.\.\]"),
     ],
 )

@@ -308,6 +308,14 @@ BAD = {
     "surrogate must be one of sigmoid": lambda x: lif(x, surrogate="relu"),
     "alpha must be a finite number > 0": lambda x: lif(x, alpha=-1.0),
     "backend must be one of auto, cpu": lambda x: lif(x, backend="gpu"),
+    "tau must be a number or a tensor; got '2'": lambda x: lif(x, tau="2"),
+    "tau must be a number or a tensor; got None": lambda x: lif(x, tau=None),
+    "v_threshold must be a number; got 'a'": lambda x: lif(x, v_threshold="a"),
+    "v_reset must be a number or None": lambda x: lif(x, v_reset=[0.0]),
+    "alpha must be a number or None; got '4'": lambda x: lif(x, alpha="4"),
+    "surrogate must be a name": lambda x: lif(x, surrogate=["atan"]),
+    "decay_input and detach_reset must be True or False; got 'no'": lambda x: lif(x, decay_input="no"),
+    "backend must be a name": lambda x: lif(x, backend=1),
 }
 
 

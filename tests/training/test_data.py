@@ -107,6 +107,22 @@ def test_bad_arguments(name, options, message):
         load(name, **options)
 
 
+def test_a_broken_training_picture_is_named(tmp_path):
+    for i in range(12):
+        (tmp_path / "cat").mkdir(exist_ok=True)
+        (tmp_path / "cat" / f"{i}.png").write_bytes(b"not a picture")
+    train = load("folder", tmp_path, split="train")
+    with pytest.raises(ValueError, match=r"image must be a readable picture; .*cat/\d+\.png"):
+        train.images[0]
+
+
+def test_too_few_images_for_a_split(tmp_path):
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "0.png")
+    with pytest.raises(ValueError, match="root must hold enough images for a val split of folder"):
+        load("folder", tmp_path, split="val")
+
+
 def test_a_folder_without_the_files_says_how_to_get_them(tmp_path):
     with pytest.raises(ValueError, match=r"does not hold torchvision's CIFAR10; fetch it with torchvision\.datasets\.CIFAR10"):
         load("cifar10", tmp_path)

@@ -126,6 +126,9 @@ def test_data_smaller_than_a_batch_is_one_batch():
     ("options", "message"),
     [
         ({"steps": 0}, "steps must be >= 1; got 0"),
+        ({"steps": 1.5}, "steps must be a whole number; got 1.5"),
+        ({"seed": 2**70}, r"seed must be < 2\*\*32; got"),
+        ({"weight_decay": float("nan")}, "weight_decay must be finite and >= 0; got nan"),
         ({"batch_size": 0}, "batch_size must be >= 1; got 0"),
         ({"validate_every": -1}, "validate_every must be >= 0; got -1"),
         ({"lr": 0.0}, "lr must be > 0 .*got lr=0.0"),

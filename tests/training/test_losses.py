@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 
 from spikeclip.training.losses import alignment_loss, dual_loss
@@ -39,3 +40,25 @@ def test_without_a_teacher_cross_entropy_stands_alone():
     logits, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
     total, ce, kl = dual_loss(logits, labels, None, kl_weight=9.0)
     assert torch.equal(total, torch.nn.functional.cross_entropy(logits, labels)) and torch.equal(total, ce) and kl == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: alignment_loss(torch.zeros(3, 4), torch.zeros(1, 4)),
+            r"teacher must have student's shape, \[3, 4\]; got \[1, 4\]",
+        ),
+        (
+            lambda: dual_loss(torch.zeros(3, 4), torch.zeros(2).long(), None),
+            r"must be \[B, K\] and \[B\]; got \[3, 4\] and \[2\]",
+        ),
+        (
+            lambda: dual_loss(torch.zeros(3, 4), torch.zeros(3).long(), torch.zeros(1, 4)),
+            "teacher_logits must have logits' shape",
+        ),
+    ],
+)
+def test_shapes_that_do_not_match(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -130,6 +130,25 @@ def test_bad_weights(teacher, student, options):
         finetune(student, teacher, Rendered(8, seed=1, relabel=True), ["a"], ["{}"], FEW, **options)
 
 
+def test_labels_beyond_the_classes(teacher, student):
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.1, one vector each"):
+        finetune(student, teacher, Rendered(64, seed=1, relabel=True), ["a", "b"], ["{}"], FEW)
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.1, one vector each"):
+        adapt_teacher(teacher, Rendered(64, seed=1, relabel=True), ["a", "b"], ["{}"], FEW)
+
+
+def test_a_replay_smaller_than_a_batch(teacher, student):
+    names = [LABELS[y] for y in SEEN]
+    pictures = Rendered(3, seed=6)
+    replay = TensorDataset(torch.stack([image for image, _ in pictures]), image_features(teacher, pictures))
+    done = finetune(student, teacher, Rendered(64, seed=6, relabel=True), names, TEMPLATES[:1], FEW, replay=replay)
+    assert len(done.losses) == FEW.steps
+    with pytest.raises(ValueError, match="replay must hold at least one sample"):
+        finetune(
+            student, teacher, Rendered(8, seed=6, relabel=True), names, TEMPLATES[:1], FEW, replay=TensorDataset(torch.zeros(0))
+        )
+
+
 def test_no_sentences(teacher, student):
     with pytest.raises(ValueError, match="sentences must hold at least one sentence"):
         align_text(student, teacher, [], FEW)

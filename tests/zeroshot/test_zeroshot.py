@@ -68,6 +68,10 @@ def test_the_model_keeps_its_mode():
         (lambda: class_vectors(MODEL, [], ["{}"]), "classes must name at least one class"),
         (lambda: class_vectors(MODEL, ["cat"], ["no place"]), r"templates must each hold a \{\}.*no place"),
         (lambda: class_vectors(MODEL, ["cat"], []), "templates must each hold"),
+        (lambda: class_vectors(MODEL, "cat"), "classes must be a list of strings, not a string; got 'cat'"),
+        (lambda: class_vectors(MODEL, ["cat"], "a {}"), "templates must be a list of strings"),
+        (lambda: class_vectors(MODEL, ["cat", "cat"], ["{}"]), "classes must be distinct names, none empty"),
+        (lambda: class_vectors(MODEL, ["cat", " "], ["{}"]), "classes must be distinct names, none empty"),
         (lambda: evaluate(MODEL, TensorDataset(torch.zeros(0, 2)), torch.eye(2)), "data must hold at least one image"),
         (
             lambda: evaluate(MODEL, TensorDataset(torch.eye(2), torch.tensor([0, 7])), torch.eye(2)),
