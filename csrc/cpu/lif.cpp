@@ -32,7 +32,7 @@ void prefetch_row(const void* base, Dtype dtype, int64_t offset, int64_t width) 
   if (base == nullptr) return;
   const int64_t size = dtype == Dtype::f32 ? 4 : 2;
   const char* row = static_cast<const char*>(base) + offset * size;
-  for (int64_t i = 0; i < width * size; i += 64) __builtin_prefetch(row + i, 0, 2);
+  for (int64_t i = 0; i < width * size; i += 64) __builtin_prefetch(row + i);
 }
 
 int team(int threads, int64_t elements) { return elements < kSerialBelow ? 1 : threads; }
@@ -127,15 +127,14 @@ void backward(const LifBackward& c) {
     const auto v = scratch((c.dtau != nullptr ? c.steps + 1 : 1) * block);
     const int64_t v_stride = c.dtau != nullptr ? block : 0;
     alignas(64) float x_buffer[kMaxBlock], ds_buffer[kMaxBlock], dx_buffer[kMaxBlock], dv[kMaxBlock];
-    // Last block first: what the forward pass and the gradient's producer touched last is still in cache.
 #pragma omp for schedule(static)
-    for (int64_t b = blocks - 1; b >= 0; --b) {
+    for (int64_t b = 0; b < blocks; ++b) {
       const int64_t first = b * block, width = std::min(block, c.n - first);
       start(c.v0, p, first, width, v.get());
       for (int64_t t = 0; t < c.steps; ++t) {
-        const int64_t at = t * c.n + first, ahead = std::min(block, first);
-        prefetch_row(c.x, c.x_dtype, at - ahead, ahead);
-        prefetch_row(c.ds, c.ds_dtype, at - ahead, ahead);
+        const int64_t at = t * c.n + first, ahead = std::min(block, c.n - first - width);
+        prefetch_row(c.x, c.x_dtype, at + width, ahead);
+        prefetch_row(c.ds, c.ds_dtype, at + width, ahead);
         const float* x = load_row(c.x, c.x_dtype, at, width, x_buffer);
         recompute(x, v.get() + t * v_stride, h.get() + t * block, v.get() + (t + 1) * v_stride, width, p);
       }
