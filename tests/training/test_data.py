@@ -119,8 +119,8 @@ def test_a_broken_training_picture_is_named(tmp_path):
 def test_too_few_images_for_a_split(tmp_path):
     (tmp_path / "cat").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "0.png")
-    with pytest.raises(ValueError, match="root must hold enough images for a val split of folder"):
-        load("folder", tmp_path, split="val")
+    with pytest.raises(ValueError, match="root must hold enough images for a train split of folder"):
+        load("folder", tmp_path, split="train")
 
 
 def test_a_folder_without_the_files_says_how_to_get_them(tmp_path):
