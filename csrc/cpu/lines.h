@@ -25,11 +25,20 @@ constexpr int kParts = kLine / kVector;
 typedef float FloatVector __attribute__((vector_size(kVector), may_alias));
 typedef uint16_t ShortVector __attribute__((vector_size(kVector), may_alias));
 
-// The four line offsets of one group of a list, in bytes.
+// The four line offsets of one group of a list, in bytes; taken apart by halves, which costs fewer instructions than shifting
+// the whole four times.
 struct Group {
-  uint64_t bits;
-  explicit Group(const uint16_t* list) { memcpy(&bits, list, 8); }
-  int64_t operator[](int i) const { return static_cast<int64_t>(bits >> (16 * i) & 0xFFFF); }
+  uint32_t low, high;
+  explicit Group(const uint16_t* list) {
+    uint64_t bits;
+    memcpy(&bits, list, 8);
+    low = static_cast<uint32_t>(bits);
+    high = static_cast<uint32_t>(bits >> 32);
+  }
+  int64_t operator[](int i) const {
+    const uint32_t half = i < 2 ? low : high;
+    return i % 2 == 0 ? half & 0xFFFF : half >> 16;
+  }
 };
 
 // float32 weights, 16 to a line; exact but for the order of the sum.
