@@ -74,7 +74,7 @@ def _bwd(
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < n
-    stride = n.to(tl.int64)
+    stride = tl.cast(n, tl.int64)  # n = 1 is a constant, without .to
     if TAU_TENSOR:
         tau = tl.load(tau_ptr)
     inverse = tl.div_rn(1.0, tau)

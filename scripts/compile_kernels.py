@@ -47,6 +47,14 @@ def variant(name, kernel, pointers, integers, floats, constants, launch, aligned
     return Variant(name, kernel, signature, constants | tile, options, (*pointers, *(a for a in aligned if a in signature)))
 
 
+def with_ones(v: Variant):
+    """It, and for float32 the same for one neuron and one step: arguments that equal 1 become constants."""
+    yield v
+    if v.signature["x_ptr"] == "*fp32":
+        signature = {key: kind for key, kind in v.signature.items() if key not in ("steps", "n")}
+        yield v._replace(name=f"{v.name} ones", signature=signature, constants=v.constants | {"steps": 1, "n": 1})
+
+
 def lif_forward_variants():
     for dtype, (learnt, decay, soft) in itertools.product(DTYPES, [(0, 1, 0), (1, 1, 0), (0, 0, 1)]):
         signature = dict.fromkeys(("x_ptr", "spikes_ptr"), f"*{dtype}")
@@ -55,7 +63,7 @@ def lif_forward_variants():
         constants = {"HAS_V0": bool(learnt), "TAU_TENSOR": bool(learnt), "DECAY_INPUT": bool(decay), "SOFT_RESET": bool(soft)}
         name = f"lif_fwd {dtype} tau_tensor={learnt} decay={decay} soft={soft}"
         options = {"num_warps": lif.LAUNCH["num_warps"], "enable_fp_fusion": False}
-        yield Variant(name, lif._fwd, signature, {**constants, "BLOCK": lif.LAUNCH["BLOCK"]}, options)
+        yield from with_ones(Variant(name, lif._fwd, signature, {**constants, "BLOCK": lif.LAUNCH["BLOCK"]}, options))
 
 
 def lif_backward_variants():
@@ -74,7 +82,7 @@ def lif_backward_variants():
         }  # fmt: skip
         name = f"lif_bwd {dtype} {name} tau_tensor={learnt} decay={decay} soft={soft} long={long}"
         options = {"num_warps": lif.LAUNCH["num_warps"], "enable_fp_fusion": False}
-        yield Variant(name, lif._bwd, signature, constants, options)
+        yield from with_ones(Variant(name, lif._bwd, signature, constants, options))
 
 
 def pack_variants():

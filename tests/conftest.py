@@ -12,6 +12,12 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _float32_is_float32():
+    """cuDNN would multiply float32 in TensorFloat-32."""
+    torch.backends.cudnn.allow_tf32 = False
+
+
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
     """Uninitialised outputs hold NaN, so that an element nobody wrote is seen."""

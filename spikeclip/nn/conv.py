@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import PackedSpikes, spike_conv2d
+from ..ops._backends import check_name
 from .prepared import SpikeLayer
 
 
@@ -17,9 +18,10 @@ class _SpikeConv(SpikeLayer):
     def _on_images(self, s: Tensor | PackedSpikes) -> Tensor:
         """The op on ``[B, C, H, W]``; what comes out is laid out in memory as torch's layer would."""
         stride, padding = self._window()
-        y = spike_conv2d(s, self._weight_for_op(), self.bias, stride=stride, padding=padding, backend=self.backend)
-        y = self._as_weight(y)
-        return y if isinstance(s, PackedSpikes) or _channels_last(s) or _channels_last(self.weight) else y.contiguous()
+        weight = self.weight
+        prepared = self._weight_for_op(weight)
+        y = self._as_weight(spike_conv2d(s, prepared, self.bias, stride=stride, padding=padding, backend=self.backend), weight)
+        return y if isinstance(s, PackedSpikes) or _channels_last(s) or _channels_last(weight) else y.contiguous()
 
     def _window(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """(stride, padding), each over height and width."""
@@ -78,10 +80,11 @@ class SpikeConv2d(_SpikeConv, nn.Conv2d):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         check_convolution(self)
+        check_name(backend)
         self.backend = backend
 
-    def _op_weight(self) -> Tensor:
-        return self.weight
+    def _op_weight(self, weight: Tensor) -> Tensor:
+        return weight
 
     def forward(self, input: Tensor | PackedSpikes) -> Tensor:
         """Dense spikes, or :class:`~spikeclip.ops.PackedSpikes` of shape ``[B, H, W, C]`` or ``[H, W, C]``.
@@ -122,10 +125,11 @@ class SpikeConv1d(_SpikeConv, nn.Conv1d):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         check_convolution(self)
+        check_name(backend)
         self.backend = backend
 
-    def _op_weight(self) -> Tensor:
-        return self.weight.unsqueeze(2)
+    def _op_weight(self, weight: Tensor) -> Tensor:
+        return weight.unsqueeze(2)
 
     def forward(self, input: Tensor | PackedSpikes) -> Tensor:
         """Dense spikes, or :class:`~spikeclip.ops.PackedSpikes` of shape ``[B, L, C]`` or ``[L, C]``.
@@ -155,5 +159,5 @@ def _channels_last(x: Tensor) -> bool:
 
 def _unsqueezed(s: Tensor | PackedSpikes, dim: int, packed_dim: int) -> Tensor | PackedSpikes:
     if isinstance(s, PackedSpikes):
-        return PackedSpikes(s.words.unsqueeze(packed_dim), s.length)
+        return PackedSpikes.trusted(s.words.unsqueeze(packed_dim), s.length)
     return s.unsqueeze(dim) if isinstance(s, Tensor) else s

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import PackedSpikes, spike_matmul
+from ..ops._backends import check_name
 from .prepared import SpikeLayer
 
 
@@ -32,10 +33,11 @@ class SpikeLinear(SpikeLayer, nn.Linear):
         backend: str = "auto",
     ):
         super().__init__(in_features, out_features, bias, device, dtype)
+        check_name(backend)
         self.backend = backend
 
-    def _op_weight(self) -> Tensor:
-        return self.weight.t()
+    def _op_weight(self, weight: Tensor) -> Tensor:
+        return weight.t()
 
     def forward(self, input: Tensor | PackedSpikes) -> Tensor:
         """Dense spikes or :class:`~spikeclip.ops.PackedSpikes`, ``[..., in_features]``.
@@ -43,13 +45,14 @@ class SpikeLinear(SpikeLayer, nn.Linear):
         Raises ValueError for another last dimension, dtype or device, or (see :func:`spikeclip.ops.spike_matmul`) a value that
         is neither 0 nor 1; TypeError for another type.
         """
-        return self._as_weight(spike_matmul(input, self._weight_for_op(), self.bias, backend=self.backend))
+        weight = self.weight
+        return self._as_weight(spike_matmul(input, self._weight_for_op(weight), self.bias, backend=self.backend), weight)
 
 
 class LinearNorm(nn.Module):
     """:class:`SpikeLinear`, then BatchNorm over all leading dimensions: spikes ``[..., C]`` to currents ``[..., D]``.
 
-    Raises as :class:`SpikeLinear` does.
+    Raises as :class:`SpikeLinear` does, and ValueError without a leading dimension.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, backend: str = "auto"):
@@ -59,4 +62,6 @@ class LinearNorm(nn.Module):
 
     def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:
         y = self.linear(spikes)
+        if y.dim() < 2:
+            raise ValueError(f"spikes must have shape [..., C] with leading dimensions; got {list(spikes.shape)}")
         return self.norm(y.flatten(0, -2)).view_as(y)

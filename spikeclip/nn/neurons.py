@@ -31,9 +31,12 @@ class _Neuron(nn.Module):
         self.v: Tensor | None = None
 
     def _spikes(self, x: Tensor, tau: float | Tensor, decay_input: bool) -> Tensor:
+        v = self.v
+        if v is not None and v.is_inference() and not torch.is_inference_mode_enabled():
+            v = v.clone()  # autograd does not take what inference mode made
         spikes, v = lif(
             x,
-            self.v,
+            v,
             tau=tau,
             v_threshold=self.v_threshold,
             v_reset=self.v_reset,
@@ -46,6 +49,12 @@ class _Neuron(nn.Module):
         if self.stateful:
             self.v = v
         return spikes
+
+    def _apply(self, fn, recurse: bool = True) -> _Neuron:
+        super()._apply(fn, recurse)
+        if self.v is not None:
+            self.v = fn(self.v).to(self.v.dtype)  # it moves with the module and stays float32
+        return self
 
     def reset(self) -> None:
         """Forget the membrane of a stateful neuron; nothing to do for others."""

@@ -25,10 +25,11 @@ register_optimizer_step_post_hook(_count_step)
 class SpikeLayer(nn.Module):
     """Base of layers with a ``weight``, of which :meth:`_op_weight` gives the form that the op takes.
 
-    On a CPU, where no gradient is asked for, the layout that the kernel reads is made once and kept (as large as float32
-    weights). It is made anew after any change that PyTorch counts (optimizers, ``load_state_dict``, in-place operations) or a
-    move to another memory, dtype or device; writes through ``weight.data`` are not counted, so call ``train()`` or ``eval()``
-    after those: both drop it. It is never saved or copied.
+    On a CPU, where no gradient is asked for, a copy of the weights and the layout that the kernel reads are made once and kept
+    (each as large as float32 weights). They are made anew after any change that PyTorch counts (optimizers,
+    ``load_state_dict``, in-place operations) or a move to another memory, dtype or device; writes through ``weight.data`` or
+    NumPy are not counted, so call ``train()`` or ``eval()`` after those: both drop them. Weights in shared memory are never
+    kept. They are never saved or copied.
     """
 
     backend: str = "auto"
@@ -36,24 +37,24 @@ class SpikeLayer(nn.Module):
     # (the weight's memory, its versions, what was made of it); holding the memory keeps its address from being reused.
     _prepared: tuple[Tensor, tuple[int, int], SpikeWeights] | None = None
 
-    def _op_weight(self) -> Tensor:
+    def _op_weight(self, weight: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _weight_for_op(self) -> Tensor | SpikeWeights:
-        weight = self.weight
+    def _weight_for_op(self, weight: Tensor) -> Tensor | SpikeWeights:
+        """What the op takes for ``weight``, which is ``self.weight``, read once a call: it may be computed anew each time."""
         if torch.compiler.is_compiling():
-            return self._op_weight()
+            return self._op_weight(weight)
         if (torch.is_grad_enabled() and weight.requires_grad) or not self._preparable(weight):
             if self._prepared is not None:
                 self._prepared = None
-            return self._op_weight()
-        if self._prepared is None or not _is_same(weight, *self._prepared[:2]):
+            return self._op_weight(weight)
+        prepared = self._prepared  # another thread may drop it meanwhile
+        if prepared is None or not _is_same(weight, *prepared[:2]):
             # Tensors made in inference mode could not be saved for a later backward pass.
             with torch.inference_mode(False), torch.no_grad():
-                ready = prepare_weights(self._op_weight(), "fp32")
-                _ = ready.tiles
-                self._prepared = (weight.detach(), _versions(weight), ready)
-        return self._prepared[2]
+                prepared = (weight.detach(), _versions(weight), prepare_weights(self._op_weight(weight), "fp32"))
+                self._prepared = prepared
+        return prepared[2]
 
     def _preparable(self, weight: Tensor) -> bool:
         return (
@@ -62,13 +63,15 @@ class SpikeLayer(nn.Module):
             and type(weight) in (Tensor, nn.Parameter)
             and self.backend in ("auto", "cpu")
             and not weight.is_inference()
+            and not weight.is_shared()  # other processes write without a new version
         )
 
-    def _as_weight(self, y: Tensor) -> Tensor:
+    @staticmethod
+    def _as_weight(y: Tensor, weight: Tensor) -> Tensor:
         """``y`` in the weight's dtype: prepared weights are float32 whatever they were made of."""
-        if y.dtype == self.weight.dtype or torch.is_autocast_enabled(y.device.type):
+        if y.dtype == weight.dtype or torch.is_autocast_enabled(y.device.type):
             return y
-        return y.to(self.weight.dtype)
+        return y.to(weight.dtype)
 
     def train(self, mode: bool = True) -> SpikeLayer:
         self._prepared = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
 
@@ -12,12 +13,21 @@ def with_autograd(function: type[torch.autograd.Function], op):
     """The Autograd kernel of ``op``: through ``function`` where a gradient may be asked for, else straight on."""
 
     def call(*args):
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(op, args)
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             return function.apply(*args)
         with below_autograd():
             return op(*args)
 
     return call
+
+
+def _refuse_tangents(op, args: tuple) -> None:
+    """Below autograd a tangent would be lost without a word."""
+    if any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args):
+        name = op.name().removeprefix("spikeclip::")
+        raise RuntimeError(f"spikeclip.ops.{name} has no forward-mode derivative: use reverse mode (backward, torch.func.vjp)")
 
 
 def no_second_derivative(name: str, op) -> type[torch.autograd.Function]:

@@ -88,7 +88,8 @@ def _load_cuda() -> object:
 def _load_triton() -> object:
     names = ("lif", "pack", "spike_matmul", "spike_conv2d", "spike_attention")
     modules = [importlib.import_module(f"spikeclip.kernels.{name}") for name in names]
-    return SimpleNamespace(**{key: value for module in modules for key, value in vars(module).items() if key[0] != "_"})
+    kernels = {key: value for module in modules for key, value in vars(module).items() if key[0] != "_"}
+    return SimpleNamespace(**kernels, count=_load_torch().count)
 
 
 def _load_torch() -> object:
@@ -123,7 +124,9 @@ def unavailable(backend: str, device: str, dtype: torch.dtype = torch.float32) -
 
 
 def check_name(backend: str) -> None:
-    """Raise ValueError unless ``backend`` is a known name or ``auto``."""
+    """Raise TypeError or ValueError unless ``backend`` is a known name or ``auto``."""
+    if not isinstance(backend, str):
+        raise TypeError(f"backend must be a name; got {backend!r}")
     if backend not in BACKENDS and backend != "auto":
         raise ValueError(f"backend must be one of {', '.join(['auto', *BACKENDS])}; got {backend!r}")
 
@@ -141,7 +144,10 @@ def chosen(backend: str, device: str, dtype: torch.dtype) -> str:
             raise RuntimeError(f"backend={backend!r} is not available here: {reason}")
         return backend
     on_device = (n for n, row in BACKENDS.items() if device in row.devices or not row.devices)
-    return next(name for name in on_device if unavailable(name, device, dtype) is None)
+    found = next((name for name in on_device if unavailable(name, device, dtype) is None), None)
+    if found is None:
+        raise RuntimeError(f"no backend takes {dtype} on {device}")
+    return found
 
 
 @functools.cache

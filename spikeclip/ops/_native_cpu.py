@@ -46,6 +46,8 @@ class NativeCpu(Native):
 
     def tile(self, w: Tensor) -> Tensor:
         """Weights [K, N] or [O, C, kh, kw] in the kernel's order, as bytes."""
+        if not w.numel():
+            return torch.empty(0, dtype=torch.uint8)
         if w.dim() == 4:  # [kh * kw * C, O]
             w = w.permute(2, 3, 1, 0).flatten(0, 2)
         kind = _KIND[w.dtype]
@@ -83,7 +85,9 @@ class NativeCpu(Native):
         shape = _conv2d_shape(words, w.shape[2:], stride, padding)
         batch, out_height, out_width = shape[0], shape[3], shape[4]
         out = words.new_empty((batch, out_height, out_width, w.shape[0]), dtype=dtype)
-        if out.numel():
+        if not words.numel():
+            out.zero_() if bias is None else out.copy_(bias.expand_as(out))
+        elif out.numel():
             tiles = self.tile(w) if tiles is None else tiles
             scale, bias = _float(scale), _float(bias)
             self._ext.spike_conv2d(

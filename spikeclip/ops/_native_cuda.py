@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._native import DTYPE, Native, pointer
+from .reference.pack import count
 
 _SPIKES = {**DTYPE, torch.bool: 3, torch.uint8: 3}  # enum SpikeDtype in csrc/cuda/pack.cuh
 _WEIGHTS = {**DTYPE, torch.int16: 3, torch.int8: 4}  # enum WeightDtype in csrc/cuda/spike_conv2d.cuh
@@ -33,8 +34,18 @@ def _shape(
 class NativeCuda(Native):
     """Every op over ``spikeclip._cuda``; signatures as in ``spikeclip.ops.reference``."""
 
+    count = staticmethod(count)
+
+    def lif_fwd(self, x, *args):
+        with _device(x):
+            return super().lif_fwd(x, *args)
+
+    def lif_bwd(self, ds, dv_last, x, *args):
+        with _device(x):
+            return super().lif_bwd(ds, dv_last, x, *args)
+
     def pack(self, s: Tensor, check: bool) -> Tensor:
-        s = s.contiguous()
+        s = s.contiguous() if s.dtype in _SPIKES else s.to(torch.float32).contiguous()
         length = s.shape[-1]
         words = s.new_empty((*s.shape[:-1], (length + 31) // 32), dtype=torch.int32)
         flag = s.new_zeros(1, dtype=torch.int32) if check else None

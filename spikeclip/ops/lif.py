@@ -92,12 +92,12 @@ def check_neuron(v_threshold, v_reset, decay_input, detach_reset, surrogate, alp
     """Raise TypeError or ValueError, naming the argument, unless :func:`lif` takes these."""
     if not isinstance(v_threshold, _NUMBERS):
         raise TypeError(f"v_threshold must be a number; got {v_threshold!r}")
-    if not math.isfinite(v_threshold):
+    if not -math.inf < v_threshold < math.inf:  # comparisons, unlike math.isfinite, can be traced for symbols
         raise ValueError(f"v_threshold must be a finite number; got {v_threshold}")
     if v_reset is not None:
         if not isinstance(v_reset, _NUMBERS):
             raise TypeError(f"v_reset must be a number or None (soft reset); got {v_reset!r}")
-        if not math.isfinite(v_reset):
+        if not -math.inf < v_reset < math.inf:
             raise ValueError(f"v_reset must be a finite number or None (soft reset); got {v_reset}")
     if not (isinstance(decay_input, bool) and isinstance(detach_reset, bool)):
         raise TypeError(f"decay_input and detach_reset must be True or False; got {decay_input!r} and {detach_reset!r}")
@@ -110,8 +110,6 @@ def check_neuron(v_threshold, v_reset, decay_input, detach_reset, surrogate, alp
             raise TypeError(f"alpha must be a number or None; got {alpha!r}")
         if not 0 < alpha < math.inf:
             raise ValueError(f"alpha must be a finite number > 0; got {alpha}")
-    if not isinstance(backend, str):
-        raise TypeError(f"backend must be a name; got {backend!r}")
     _backends.check_name(backend)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -13,8 +14,8 @@ _library = torch.library.Library("spikeclip", "FRAGMENT")
 _library.define("pack_spikes(Tensor s, str backend) -> Tensor")
 _library.define("unpack_spikes(Tensor words, SymInt length, ScalarType dtype, str backend) -> Tensor")
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-SPIKE_DTYPES = (*_FLOATS, torch.bool, torch.uint8)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+SPIKE_DTYPES = (*FLOATS, torch.bool, torch.uint8)
 
 
 class PackedSpikes:
@@ -24,20 +25,42 @@ class PackedSpikes:
     :func:`pack_spikes`; the ops that take spikes take it in place of a dense tensor, without a gradient for the spikes.
 
     Raises:
-        ValueError: ``words`` is not int32 or does not have ``ceil(K / 32)`` words a row.
+        TypeError: ``words`` is not a tensor, ``length`` not an integer. ValueError: ``words`` is not int32, does not have
+        ``ceil(K / 32)`` words a row, or has bits past K (looked for where :func:`pack_spikes` looks for its errors).
     """
 
-    __slots__ = ("_count", "length", "words")
+    __slots__ = ("_length", "_words")
 
     def __init__(self, words: Tensor, length: int):
+        if not isinstance(words, Tensor):
+            raise TypeError(f"words must be a torch.Tensor; got {type(words).__name__}")
+        if isinstance(length, bool) or not isinstance(length, Integral):
+            raise TypeError(f"length must be an integer; got {length!r}")
+        if length < 0:
+            raise ValueError(f"length must be >= 0; got {length}")
         if words.dtype != torch.int32 or words.dim() == 0 or words.shape[-1] != word_count(length):
             raise ValueError(
                 f"words must be int32 of shape [..., {word_count(length)}] for {length} spikes a row; "
                 f"got {words.dtype} of shape {list(words.shape)}"
             )
-        self.words = words.contiguous()
-        self.length = length
-        self._count: int | None = None
+        if _backends.checks_spikes(words.device.type) and length % 32 and bool((words[..., -1] >> length % 32).any()):
+            raise ValueError(f"words must have no bits past the {length} spikes of a row; some have")
+        self._words, self._length = words.contiguous(), int(length)
+
+    @classmethod
+    def trusted(cls, words: Tensor, length: int) -> PackedSpikes:
+        """Of words that are known to be right: no check."""
+        packed = cls.__new__(cls)
+        packed._words, packed._length = words.contiguous(), length
+        return packed
+
+    @property
+    def words(self) -> Tensor:
+        return self._words
+
+    @property
+    def length(self) -> int:
+        return self._length
 
     @property
     def shape(self) -> torch.Size:
@@ -55,11 +78,8 @@ class PackedSpikes:
         return self.shape.numel()
 
     def count(self) -> int:
-        """How many spikes there are (kept after the first call)."""
-        if self._count is None:
-            backend = _backends.functions("auto", self.device.type, torch.float32)
-            self._count = backend.count(self.words)
-        return self._count
+        """How many spikes there are."""
+        return _backends.functions("auto", self.device.type, torch.float32).count(self.words)
 
     def density(self) -> float:
         """The share of ones, 0 for no elements."""
@@ -73,7 +93,7 @@ class PackedSpikes:
         return torch.ops.spikeclip.unpack_spikes(self.words, self.length, dtype, backend)
 
     def to(self, device: torch.device | str) -> PackedSpikes:
-        return PackedSpikes(self.words.to(device), self.length)
+        return PackedSpikes.trusted(self.words.to(device), self.length)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file."""
@@ -115,7 +135,7 @@ def pack_spikes(s: Tensor, backend: str = "auto") -> PackedSpikes:
     """
     check_spikes("s", s)
     _backends.check_name(backend)
-    return PackedSpikes(torch.ops.spikeclip.pack_spikes(s, backend), s.shape[-1])
+    return PackedSpikes.trusted(torch.ops.spikeclip.pack_spikes(s, backend), s.shape[-1])
 
 
 def check_spikes(name: str, s: Tensor) -> None:
@@ -123,7 +143,8 @@ def check_spikes(name: str, s: Tensor) -> None:
     if not isinstance(s, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor or PackedSpikes; got {type(s).__name__}")
     if s.dtype not in SPIKE_DTYPES:
-        raise ValueError(f"{name} must be floating, bool or uint8; got {s.dtype}")
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in SPIKE_DTYPES)
+        raise ValueError(f"{name} must be one of {allowed}; got {s.dtype}")
     if s.dim() == 0:
         raise ValueError(f"{name} must have at least one dimension; got a scalar")
 

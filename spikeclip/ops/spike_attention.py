@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import math
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
-from .packed import PackedSpikes, pack, word_count
+from .packed import FLOATS, PackedSpikes, pack, pack_spikes, word_count
 from .spike_matmul import check_beside, spikes_of
+
+_NUMBERS = (float, int, Real)
+_LARGEST = torch.finfo(torch.float32).max
 
 _library = torch.library.Library("spikeclip", "FRAGMENT")
 _library.define(
@@ -67,8 +70,10 @@ def spike_attention(
         check_beside(name, source, q_source)
     if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1 or channels % num_heads:
         raise ValueError(f"num_heads must be an integer that divides C = {channels}; got {num_heads!r}")
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be a finite number; got {scale}")
+    if not isinstance(scale, _NUMBERS):
+        raise TypeError(f"scale must be a number; got {scale!r}")
+    if not -_LARGEST <= scale <= _LARGEST:
+        raise ValueError(f"scale must be a finite number in float32's range; got {scale}")
     tokens = k_source.shape[-2]
     if tokens * (channels // num_heads) >= 2**24:
         raise ValueError(f"S * C / num_heads must be < 2^24 for exact counts; got {tokens} * {channels // num_heads}")
@@ -83,10 +88,28 @@ def _masked(q, k, v, scale, num_heads, mask, backend):
         raise ValueError("mask needs dense q, k and v; got PackedSpikes")
     if backend not in ("auto", "torch"):
         raise ValueError(f"mask needs backend 'auto' or 'torch'; got {backend!r}")
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a torch.Tensor or None; got {type(mask).__name__}")
+    wanted = (*q.shape[:-2], num_heads, q.shape[-2], k.shape[-2])
+    fits = mask.dim() <= len(wanted) and all(m in (1, n) for m, n in zip(mask.shape[::-1], wanted[::-1], strict=False))
+    if not fits or (mask.dtype != torch.bool and mask.dtype not in FLOATS):
+        raise ValueError(
+            f"mask must be floating or bool and broadcast to [..., num_heads, N, S] = {list(wanted)}; "
+            f"got {mask.dtype} of shape {list(mask.shape)}"
+        )
+    check_beside("mask", mask, q)
+    if _backends.checks_spikes(q.device.type) and not torch.compiler.is_compiling():
+        for s in (q, k, v):
+            pack_spikes(s.detach())
+    # In float32 at least: counts of spikes overflow half precision, or lose their last digits.
+    compute = torch.float64 if v.dtype == torch.float64 else torch.float32
+    with torch.autocast(q.device.type, enabled=False):
+        heads = [s.to(compute).unflatten(-1, (num_heads, -1)).transpose(-2, -3) for s in (q, k, v)]
+        mixed = ((heads[0] @ heads[1].mT) * mask.to(compute)) @ heads[2] * scale
     dtype = _out_dtype(v)
-    heads = [s.to(dtype).unflatten(-1, (num_heads, -1)).transpose(-2, -3) for s in (q, k, v)]
-    mixed = ((heads[0] @ heads[1].mT) * mask) @ heads[2] * scale
-    return mixed.transpose(-2, -3).flatten(-2)
+    if torch.is_autocast_enabled(q.device.type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(q.device.type)
+    return mixed.transpose(-2, -3).flatten(-2).to(dtype)
 
 
 def _out_dtype(v: Tensor) -> torch.dtype:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
 from ._density import dense_dtype
 from .packed import PackedSpikes, pack, word_count
-from .spike_matmul import check_beside, check_bias, float_dtype, goes_dense, spikes_of, weights_of
+from .spike_matmul import check_beside, check_bias, float_dtype, goes_dense, spikes_of, sum_dtype, weights_of
 from .weights import SpikeWeights
 
 _library = torch.library.Library("spikeclip", "FRAGMENT")
@@ -69,10 +71,10 @@ def spike_conv2d(
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
+    pair = (value, value) if isinstance(value, Integral) else value
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(v, Integral) and v >= least for v in pair):
         raise ValueError(f"{name} must be an integer >= {least} or a pair of them; got {value!r}")
-    return pair
+    return int(pair[0]), int(pair[1])
 
 
 def _out_size(size, kernel, stride, padding):
@@ -84,7 +86,8 @@ def _fwd(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backe
     name = _backends.chosen(backend, s.device.type, compute)
     functions = _backends.functions(backend, s.device.type, compute)
     packed = s.dtype == torch.int32
-    rows = (s if packed else s.permute(0, 2, 3, 1)).flatten(0, 2)
+    last = s if packed else s.permute(0, 2, 3, 1).contiguous()
+    rows = last.flatten(0, 2)
     out = dtype or compute
     product = dense_dtype(w.dtype, out)
     if goes_dense(backend, name, rows, channels, w.dtype, product, functions):
@@ -92,9 +95,9 @@ def _fwd(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backe
         weights = (w if scale is None else w * scale.view(-1, 1, 1, 1)).to(product)
         y = torch.nn.functional.conv2d(dense, weights, None if bias is None else bias.to(product), stride, padding)
         y = y.to(out).contiguous(memory_format=torch.channels_last)
-        words = pack(s.permute(0, 2, 3, 1), functions) if keep else None
+        words = pack(last, functions) if keep else None
     else:
-        words = s if packed else pack(s.permute(0, 2, 3, 1), functions)
+        words = s if packed else pack(last, functions)
         ready = {} if tiles is None or name != "cpu" else {"tiles": tiles}
         y = functions.spike_conv2d(words, channels, w, scale, bias, stride, padding, out, **ready)
     return y, words if keep else s.new_empty(0, dtype=torch.int32)
@@ -106,7 +109,9 @@ def _dw(words, channels, dy, kernel, stride, padding, backend):
     rows = words.flatten(0, 2)
     if dy.numel() and goes_dense(backend, name, rows, channels, torch.float32, dy.dtype, functions):
         s = functions.unpack(words, channels, dy.dtype).permute(0, 3, 1, 2)
-        return torch.nn.grad.conv2d_weight(s, (dy.shape[1], channels, *kernel), dy, stride, padding).float().contiguous()
+        return (
+            torch.nn.grad.conv2d_weight(s, (dy.shape[1], channels, *kernel), dy, stride, padding).to(sum_dtype(dy)).contiguous()
+        )
     return functions.spike_conv2d_dw(words, channels, dy, tuple(kernel), tuple(stride), tuple(padding))
 
 
@@ -118,7 +123,7 @@ def _fwd_fake(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, 
 
 
 def _dw_fake(words, channels, dy, kernel, stride, padding, backend):
-    return dy.new_empty((dy.shape[1], channels, *kernel), dtype=torch.float32)
+    return dy.new_empty((dy.shape[1], channels, *kernel), dtype=sum_dtype(dy))
 
 
 class _SpikeConv2d(torch.autograd.Function):

@@ -9,7 +9,7 @@ from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
 from ._dense import dense_product
 from ._density import dense_dtype, event_driven, sampled_density
-from .packed import PackedSpikes, check_spikes, pack, word_count
+from .packed import FLOATS, PackedSpikes, check_spikes, pack, word_count
 from .weights import SpikeWeights
 
 _library = torch.library.Library("spikeclip", "FRAGMENT")
@@ -28,7 +28,8 @@ def spike_matmul(
     On a CPU the product is event-driven: the rows of ``w`` that spikes name are added. ``auto`` multiplies densely instead
     where a sample of ``s`` is denser than the break-even of ``ops/_density.py``. On a GPU spikes are read at one bit each and
     expanded in registers for a dense product. Sums are made in float32 (float64 for float64 ``w``). The backward pass keeps
-    one bit a spike; ``dw`` is event-driven too, ``ds`` is dense.
+    one bit a spike; ``dw`` is event-driven too, ``ds`` is dense. What is NaN or infinite in a row of ``w`` reaches the rows of
+    ``s`` that spike there; a dense product spreads it to all.
 
     Args:
         s: spikes ``[..., K]``, zeros and ones, floating, bool or uint8; or :class:`PackedSpikes`.
@@ -70,8 +71,10 @@ def weights_of(w: Tensor | SpikeWeights, dim: int, form: str) -> tuple[Tensor, T
         return w.values, w.scale, w.tiles
     if not isinstance(w, Tensor):
         raise TypeError(f"w must be a torch.Tensor or SpikeWeights; got {type(w).__name__}")
-    if w.dim() != dim or not w.is_floating_point():
-        raise ValueError(f"w must be floating, of shape {form}; got {w.dtype} of shape {list(w.shape)}")
+    if w.dim() != dim or w.dtype not in FLOATS:
+        raise ValueError(
+            f"w must be float32, float16, bfloat16 or float64, of shape {form}; got {w.dtype} of shape {list(w.shape)}"
+        )
     return w, None, None
 
 
@@ -85,14 +88,20 @@ def check_bias(bias: Tensor | None, columns: int, s: Tensor) -> None:
         return
     if not isinstance(bias, Tensor):
         raise TypeError(f"bias must be a torch.Tensor or None; got {type(bias).__name__}")
-    if bias.shape != (columns,) or not bias.is_floating_point():
-        raise ValueError(f"bias must be floating, of shape [{columns}]; got {bias.dtype} of shape {list(bias.shape)}")
+    if bias.shape != (columns,) or bias.dtype not in FLOATS:
+        allowed = f"float32, float16, bfloat16 or float64, of shape [{columns}]"
+        raise ValueError(f"bias must be {allowed}; got {bias.dtype} of shape {list(bias.shape)}")
     check_beside("bias", bias, s)
 
 
 def float_dtype(w: Tensor) -> torch.dtype:
     """The dtype a product with ``w`` has when nothing else is said."""
     return w.dtype if w.is_floating_point() else torch.float32
+
+
+def sum_dtype(dy: Tensor) -> torch.dtype:
+    """The dtype of weight gradients before they are rounded to the weights'."""
+    return torch.float64 if dy.dtype == torch.float64 else torch.float32
 
 
 def goes_dense(backend: str, name: str, s: Tensor, length: int, weights: torch.dtype, dense: torch.dtype, functions) -> bool:
@@ -131,7 +140,7 @@ def _dw(words, length, dy, backend):
     words, dy = _rows(words).contiguous(), _rows(dy).contiguous()
     # A dense float32 product was measured to be slower at any density: its left operand is transposed.
     if dy.dtype != torch.float32 and goes_dense(backend, name, words, length, torch.float32, dy.dtype, functions):
-        return (functions.unpack(words, length, dy.dtype).t() @ dy).float()
+        return (functions.unpack(words, length, dy.dtype).t() @ dy).to(sum_dtype(dy))
     return functions.spike_matmul_dw(words, length, dy)
 
 
@@ -141,7 +150,7 @@ def _fwd_fake(s, length, w, scale, tiles, bias, keep, dtype, backend):
 
 
 def _dw_fake(words, length, dy, backend):
-    return dy.new_empty((length, dy.shape[-1]), dtype=torch.float32)
+    return dy.new_empty((length, dy.shape[-1]), dtype=sum_dtype(dy))
 
 
 class _SpikeMatmul(torch.autograd.Function):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _backends
+from .packed import FLOATS
 
 # Sums of at most this many integers stay in 16 bits: rows of a tile in csrc/cpu/spike_matmul.h.
 _INT16_BLOCK = 384
@@ -15,26 +16,21 @@ _DTYPES = {"fp32": None, "int16": torch.int16, "int8": torch.int8}
 class SpikeWeights:
     """What :func:`prepare_weights` makes of weights of :func:`spike_matmul` (``[K, N]``) or :func:`spike_conv2d`.
 
-    ``values`` are float32, or int16 or int8 with a ``scale`` per output column; ``tiles`` is their layout for the CPU kernel,
-    made on first use.
+    ``values`` are float32, or int16 or int8 with a ``scale`` per output column; ``tiles``, on a CPU, is their layout for the
+    kernel. Both are copies: later changes of the weights are not seen.
     """
 
-    __slots__ = ("_tiles", "scale", "values")
+    __slots__ = ("scale", "tiles", "values")
 
     def __init__(self, values: Tensor, scale: Tensor | None):
         self.values = values
         self.scale = scale
-        self._tiles: Tensor | None = None
+        on_cpu = values.device.type == "cpu" and _backends.unavailable("cpu", "cpu") is None
+        self.tiles: Tensor | None = _backends.functions("cpu", "cpu", torch.float32).tile(values) if on_cpu else None
 
     @property
     def shape(self) -> torch.Size:
         return self.values.shape
-
-    @property
-    def tiles(self) -> Tensor | None:
-        if self._tiles is None and self.values.device.type == "cpu" and _backends.unavailable("cpu", "cpu") is None:
-            self._tiles = _backends.functions("cpu", "cpu", torch.float32).tile(self.values)
-        return self._tiles
 
     def dequantize(self) -> Tensor:
         """The weights that products are made with, float32, in the shape given."""
@@ -61,11 +57,13 @@ def prepare_weights(w: Tensor, dtype: str = "fp32") -> SpikeWeights:
     """
     if not isinstance(w, Tensor):
         raise TypeError(f"w must be a torch.Tensor; got {type(w).__name__}")
-    if w.dim() not in (2, 4) or not w.is_floating_point():
-        raise ValueError(f"w must be floating, [K, N] or [O, C, kh, kw]; got {w.dtype} of shape {list(w.shape)}")
-    if dtype not in _DTYPES:
+    if w.dim() not in (2, 4) or w.dtype not in FLOATS:
+        raise ValueError(
+            f"w must be float32, float16, bfloat16 or float64, [K, N] or [O, C, kh, kw]; got {w.dtype} of shape {list(w.shape)}"
+        )
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}; got {dtype!r}")
-    w = w.detach().float()
+    w = w.detach().resolve_neg().to(torch.float32, copy=True)
     if dtype == "fp32":
         return SpikeWeights(w, None)
     if not bool(w.isfinite().all()):
@@ -80,5 +78,6 @@ def prepare_weights(w: Tensor, dtype: str = "fp32") -> SpikeWeights:
 def _int16_unit(w: Tensor) -> Tensor:
     """Per column: the least unit with which no block's one-signed sum, rounding included, leaves 16 bits."""
     room = 2**15 - 1 - _INT16_BLOCK // 2
-    blocks = torch.stack([b.clamp_min(0).sum(0).maximum(b.clamp_max(0).sum(0).neg()) for b in w.split(_INT16_BLOCK)])
-    return blocks.amax(0) / room
+    blocks = [b.double() for b in w.split(_INT16_BLOCK)]  # float32's range would not hold every sum
+    sums = torch.stack([b.clamp_min(0).sum(0).maximum(b.clamp_max(0).sum(0).neg()) for b in blocks])
+    return (sums.amax(0) / room).float()

@@ -50,13 +50,13 @@ def test_lif_equals_the_reference(host_cuda, dtype, steps, n, v_reset):
     torch.testing.assert_close(dtau, dtau_want, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.bool, torch.uint8], ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64, torch.bool, torch.uint8], ids=str)
 @pytest.mark.parametrize("shape", [(1,), (3, 31), (2, 5, 33), (70, 65), (0, 5), (3, 0), (2, 1024)])
 def test_pack_equals_the_reference(host_cuda, dtype, shape):
     s = spikes(*shape, dead=[]).to(dtype)
     words = host_cuda.pack(s, True)
     assert torch.equal(words, reference.pack(s, True))
-    assert torch.equal(host_cuda.unpack(words, shape[-1], dtype), s)
+    assert torch.equal(host_cuda.unpack(words, shape[-1], dtype), s) and host_cuda.count(words) == int(s.sum())
 
 
 @pytest.mark.parametrize("value", [2.0, -1.0, 0.5, float("nan"), float("inf")])

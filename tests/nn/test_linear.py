@@ -195,7 +195,7 @@ def test_compiles_into_one_graph():
     [
         (torch.zeros(3, 69), ValueError, "s must have K = 70 spikes in its last dimension.*got 69"),
         (torch.zeros(()), ValueError, "s must have at least one dimension"),
-        (torch.zeros(3, 70, dtype=torch.int64), ValueError, "s must be floating, bool or uint8; got torch.int64"),
+        (torch.zeros(3, 70, dtype=torch.int64), ValueError, "s must be one of float32, .*bool, uint8; got torch.int64"),
         ([0.0] * 70, TypeError, "s must be a torch.Tensor or PackedSpikes; got list"),
     ],
 )
@@ -224,3 +224,37 @@ def test_linear_norm(packed):
     want = norm((x @ ours.linear.weight.t() + ours.linear.bias).flatten(0, 2)).view(4, 3, 5, 33)
     torch.testing.assert_close(ours(pack_spikes(x) if packed else x), want, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.norm.running_var, norm.running_var)
+
+
+def test_a_parametrised_weight_is_computed_once_a_call():
+    plain, ours = pair()
+    for layer in (plain, ours):
+        torch.manual_seed(4)
+        nn.utils.parametrizations.spectral_norm(layer)
+    x = spikes(32, 70)
+    torch.testing.assert_close(ours(x), plain(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.parametrizations.weight[0]._u, plain.parametrizations.weight[0]._u)
+
+
+def test_weights_in_shared_memory_are_read_anew():
+    ours = snn.SpikeLinear(70, 33).share_memory()
+    x = spikes(9, 70).cpu()
+    with torch.no_grad():
+        ours(x)
+        ours.weight.detach().numpy()[...] = 1.0
+        torch.testing.assert_close(ours(x), nn.functional.linear(x, ours.weight, ours.bias), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(0, 4), (4, 0)])
+def test_empty_weights_in_inference(sizes):
+    layer = snn.SpikeLinear(*sizes)
+    with torch.no_grad():
+        y = layer(torch.zeros(2, sizes[0]))
+    assert torch.equal(y, nn.functional.linear(torch.zeros(2, sizes[0]), layer.weight, layer.bias))
+
+
+def test_bad_construction_and_shapes():
+    with pytest.raises(ValueError, match="backend must be one of auto"):
+        snn.SpikeLinear(8, 4, backend="gpu")
+    with pytest.raises(ValueError, match=r"spikes must have shape \[..., C\] with leading dimensions; got \[8\]"):
+        snn.LinearNorm(8, 4)(torch.zeros(8))

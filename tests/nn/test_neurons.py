@@ -133,6 +133,21 @@ def test_numpy_numbers_are_numbers():
     assert torch.equal(snn.LIF(tau=np.float32(3), v_threshold=np.float64(1))(x), snn.LIF(tau=3.0)(x))
 
 
+def test_a_stateful_membrane_moves_with_its_module_and_stays_float32():
+    lif = snn.LIF(stateful=True)
+    lif(torch.randn(4, 8))
+    assert lif.half().v.dtype == torch.float32 and lif.to("meta").v.device.type == "meta"
+
+
+def test_a_membrane_made_in_inference_mode_can_be_trained_on():
+    lif = snn.LIF(stateful=True)
+    with torch.inference_mode():
+        lif(torch.randn(4, 8))
+    x = torch.randn(4, 8, requires_grad=True)
+    lif(x).sum().backward()
+    assert x.grad.any()
+
+
 def test_modules_copy_and_print():
     text = repr(torch.nn.Sequential(snn.IF(), snn.LIF(tau=3.0, v_reset=None), snn.PLIF()))
     assert "tau=3.0" in text and "v_reset=None" in text and "surrogate_function='sigmoid'" in text

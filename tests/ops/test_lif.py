@@ -149,6 +149,16 @@ def test_empty_input(backend):
     assert spikes.shape == (4, 0, 3) and v.shape == (0, 3) and x.grad.shape == x.shape
 
 
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("shape", [(5,), (5, 1), (1, 1)])
+def test_one_neuron(backend, shape):
+    x, grads = torch.randn(shape, device=DEVICE, requires_grad=True), []
+    for name in (backend, "torch"):
+        spikes, v = lif(x, backend=name)
+        grads.append(torch.autograd.grad(spikes.sum() + v.sum(), x)[0])
+    torch.testing.assert_close(*grads)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_only_one_output_used(backend):
     x = torch.randn(4, 30, device=DEVICE)
@@ -288,6 +298,20 @@ def test_more_than_two_to_the_31_elements():
     with torch.no_grad():
         spikes, _ = lif(x)
     assert spikes[:, [0, -1]].all() and sum(int(step.count_nonzero()) for step in spikes) == 64
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter cannot be traced")
+def test_compiles_with_dynamic_shapes_and_thresholds():
+    x = torch.randn(4, 8, device=DEVICE)
+    compiled = torch.compile(lambda x, th: lif(x, v_threshold=th)[0], fullgraph=True, dynamic=True)
+    for threshold in (1.0, 0.5, 0.25):
+        assert torch.equal(compiled(x, threshold), lif(x, v_threshold=threshold)[0])
+
+
+def test_a_forward_mode_derivative_is_a_clear_error():
+    x = torch.randn(3, 4, device=DEVICE)
+    with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+        torch.func.jvp(lambda x: lif(x)[0], (x,), (torch.ones_like(x),))
 
 
 BAD = {

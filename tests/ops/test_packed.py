@@ -35,6 +35,12 @@ def test_every_dtype_and_stride_gives_the_same_words(backend, dtype):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_counts(backend):
+    words = pack_spikes(torch.ones(3, 70, device=DEVICE)).words
+    assert _backends.functions(backend, DEVICE, torch.float32).count(words) == 210
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(0, 40), (3, 0), (0, 0), (7,)])
 def test_empty_and_one_dimensional(backend, shape):
     s = torch.ones(shape, device=DEVICE)
@@ -70,7 +76,7 @@ def test_saved_and_loaded_with_safetensors(tmp_path):
 def test_bad_input_names_the_argument():
     with pytest.raises(TypeError, match="s must be a torch.Tensor"):
         pack_spikes([1.0])
-    with pytest.raises(ValueError, match="s must be floating, bool or uint8; got torch.int64"):
+    with pytest.raises(ValueError, match="s must be one of float32, .*bool, uint8; got torch.int64"):
         pack_spikes(torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="at least one dimension"):
         pack_spikes(torch.tensor(1.0))
@@ -89,3 +95,36 @@ def test_opcheck(backend):
     torch.library.opcheck(torch.ops.spikeclip.pack_spikes.default, (s, backend))
     words = pack_spikes(s, backend).words
     torch.library.opcheck(torch.ops.spikeclip.unpack_spikes.default, (words, 40, torch.float16, backend))
+
+
+BAD_WORDS = {
+    "words must be a torch.Tensor; got list": lambda: PackedSpikes([1], 5),
+    "length must be an integer; got '5'": lambda: PackedSpikes(torch.zeros(3, 1, dtype=torch.int32), "5"),
+    "length must be >= 0; got -5": lambda: PackedSpikes(torch.zeros(3, 0, dtype=torch.int32), -5),
+    "words must have no bits past the 5 spikes": lambda: PackedSpikes(torch.full((3, 1), 32, dtype=torch.int32), 5),
+    "words must have no bits past the 31 spikes": lambda: PackedSpikes(torch.full((3, 1), -(2**31), dtype=torch.int32), 31),
+}
+
+
+@pytest.mark.parametrize("message", BAD_WORDS)
+def test_bad_words(message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        BAD_WORDS[message]()
+
+
+def test_words_and_length_stay_what_they_were_checked_to_be():
+    packed = pack_spikes(torch.ones(2, 40))
+    for name in ("words", "length"):
+        with pytest.raises(AttributeError):
+            setattr(packed, name, 10**8)
+    assert packed.count() == 80
+    packed.words.zero_()
+    assert packed.count() == 0
+
+
+def test_a_file_with_bits_past_the_end_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"words": torch.full((3, 1), -1, dtype=torch.int32), "length": torch.tensor(5)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="does not hold packed spikes: words must have no bits past"):
+        PackedSpikes.load(tmp_path / "a.safetensors")

@@ -89,6 +89,46 @@ def test_empty(backend, shape):
     assert y.shape == (leading, n, 16) and not y.any() and all(not t.grad.any() for t in parts)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mask_dtype", [torch.bool, torch.float32, torch.float64], ids=str)
+def test_masked_counts_are_exact_in_half_precision(dtype, mask_dtype):
+    q = (torch.rand(1, 400, 80, device=DEVICE) < 0.9).to(dtype)
+    plain = spike_attention(q, q, q, scale=2**-14, num_heads=1)
+    masked = spike_attention(q, q, q, scale=2**-14, num_heads=1, mask=torch.ones(1, 1, device=DEVICE, dtype=mask_dtype))
+    assert masked.dtype == dtype and torch.equal(plain, masked)
+
+
+BAD_MASKS = {
+    "mask must be a torch.Tensor or None; got list": [[True]],
+    r"mask must be floating or bool and broadcast to .* \[2, 2, 8, 8\]; got torch.bool of shape \[7, 8\]": torch.ones(
+        7, 8
+    ).bool(),
+    r"mask must be floating or bool .*got torch.float32 of shape \[5, 2, 2, 8, 8\]": torch.ones(5, 2, 2, 8, 8),
+    "mask must be floating or bool .*got torch.int64": torch.ones(8, 8).long(),
+}
+
+
+@pytest.mark.parametrize("message", BAD_MASKS)
+def test_bad_masks(message):
+    q = (torch.rand(2, 8, 32, device=DEVICE) < 0.2).float()
+    with pytest.raises((TypeError, ValueError), match=message):
+        spike_attention(q, q, q, scale=1.0, num_heads=2, mask=BAD_MASKS[message])
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="looked for on the host alone")
+def test_masked_spikes_are_checked_too():
+    q = torch.full((2, 8, 32), 3.0)
+    with pytest.raises(ValueError, match="s must hold spikes"):
+        spike_attention(q, q, q, scale=1.0, num_heads=2, mask=torch.ones(8, 8))
+
+
+@pytest.mark.parametrize("scale", ["a", None, 1e39, float("nan")])
+def test_a_scale_that_is_no_number(scale):
+    q = torch.zeros(2, 8, 32, device=DEVICE)
+    with pytest.raises((TypeError, ValueError), match="scale must be a"):
+        spike_attention(q, q, q, scale=scale, num_heads=2)
+
+
 def test_a_mask_multiplies_the_scores():
     q, k, v = (t.requires_grad_() for t in spikes((2,), 6, 7, 2, 10))
     mask = torch.ones(6, 7, dtype=torch.bool).tril()
@@ -179,7 +219,7 @@ BAD = {
     "k and v must have the shape": lambda q: spike_attention(q, q, q[:, :3], scale=1.0, num_heads=1),
     "num_heads must be an integer that divides C = 8": lambda q: spike_attention(q, q, q, scale=1.0, num_heads=3),
     "scale must be a finite number": lambda q: spike_attention(q, q, q, scale=float("nan"), num_heads=1),
-    "v must be floating, bool or uint8": lambda q: spike_attention(q, q, q.int(), scale=1.0, num_heads=1),
+    "v must be one of float32, .*bool, uint8": lambda q: spike_attention(q, q, q.int(), scale=1.0, num_heads=1),
     "k must be on s's device": lambda q: spike_attention(q, q.to("meta"), q.to("meta"), scale=1.0, num_heads=1),
     "must hold spikes": lambda q: spike_attention(q, q + 2, q, scale=1.0, num_heads=1, backend="cpu"),
     "backend must be one of": lambda q: spike_attention(q, q, q, scale=1.0, num_heads=1, backend="gpu"),

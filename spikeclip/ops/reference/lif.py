@@ -19,6 +19,8 @@ def _initial(x: Tensor, v0: Tensor | None, v_reset: float | None) -> Tensor:
 
 
 def _charge(v: Tensor, x: Tensor, tau: float | Tensor, v_reset: float | None, decay_input: bool) -> Tensor:
+    if not isinstance(tau, Tensor):  # by a number, CUDA would multiply with its rounded inverse
+        tau = torch.full((), tau, dtype=v.dtype, device=v.device)
     leak = v - (v_reset or 0.0)
     return v + (x - leak) / tau if decay_input else (v - leak / tau) + x
 

@@ -34,8 +34,9 @@ def spike_attention_bwd(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, channels: int, num_heads: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, dense [L, N or S, channels] in dy's dtype, without an N x S matrix."""
-    q, k, v = _parts(q, k, v, channels, num_heads, torch.float32)
-    dy_heads = dy.float().unflatten(-1, (num_heads, -1)).transpose(1, 2) * scale
+    compute = torch.float64 if dy.dtype == torch.float64 else torch.float32
+    q, k, v = _parts(q, k, v, channels, num_heads, compute)
+    dy_heads = dy.to(compute).unflatten(-1, (num_heads, -1)).transpose(1, 2) * scale
     q_dy = q.mT @ dy_heads
     grads = dy_heads @ (k.mT @ v).mT, v @ q_dy.mT, k @ q_dy
     return tuple(_merged(g).to(dy.dtype) for g in grads)

@@ -22,5 +22,6 @@ def spike_matmul(
 
 
 def spike_matmul_dw(words: Tensor, length: int, dy: Tensor) -> Tensor:
-    """The gradient of w, float32 [length, N], from dy [M, N]."""
-    return (unpack(words, length, dy.dtype).mT @ dy).float()
+    """The gradient of w [length, N], float32 (float64 for float64 dy), from dy [M, N]."""
+    dw = unpack(words, length, dy.dtype).mT @ dy
+    return dw if dw.dtype == torch.float64 else dw.float()
