@@ -288,3 +288,12 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("spikeclip: interrupted; what had been saved is whole", file=sys.stderr)
         sys.exit(130)
+    finally:
+        _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """Under torchrun: the threads of a process group may abort a process that exits before it is destroyed."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
