@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 SCRIPT = """
-import json, sys, torch
+import json, os, sys, torch
 from pathlib import Path
 from torch.utils.data import TensorDataset
 from spikeclip.nn import LIF
@@ -28,7 +28,8 @@ rank = torch.distributed.get_rank()
 assert torch.distributed.get_world_size() == 2
 weights = torch.cat([p.flatten() for p in module.parameters()]).tolist()
 Path(sys.argv[1], f"{rank}.json").write_text(json.dumps({"weights": weights, "seen": seen, "saved": len(saved)}))
-torch.distributed.destroy_process_group()  # its threads may abort a process that exits before
+torch.distributed.destroy_process_group()
+os._exit(0)  # gloo was seen to abort a process in its exit handlers, after all of the above
 """
 
 
