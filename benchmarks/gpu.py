@@ -69,8 +69,8 @@ def main() -> None:
         run(log, "op tests", *TESTS)
         run(log, "benchmarks", "-c", MEASURE, folder=HERE)
     if given.out != HERE / "results":
-        for file in (HERE / "results").glob("gpu.*"):
-            shutil.copy(file, given.out)
+        for name in ("gpu.json", "gpu.md"):
+            shutil.copy(HERE / "results" / name, given.out)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from types import SimpleNamespace
 
 import torch
 
+from ._dtypes import FLOATS
+
 FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OPS = ("lif", "pack_spikes", "spike_matmul", "spike_conv2d", "spike_attention")
 
@@ -96,8 +98,6 @@ def _load_torch() -> object:
     return importlib.import_module("spikeclip.ops.reference")
 
 
-_ANY_FLOAT = (*FUSED_DTYPES, torch.float64)
-
 # `auto` takes the first row that serves the device and the dtype.
 BACKENDS: dict[str, Backend] = {
     row.name: row
@@ -105,7 +105,7 @@ BACKENDS: dict[str, Backend] = {
         Backend("cpu", ("cpu",), FUSED_DTYPES, lambda: _extension_missing("_cpu"), _load_cpu),
         Backend("triton", ("cuda",), FUSED_DTYPES, _triton_missing, _load_triton),
         Backend("cuda", ("cuda",), FUSED_DTYPES, _cuda_missing, _load_cuda),
-        Backend("torch", (), _ANY_FLOAT, lambda: None, _load_torch),
+        Backend("torch", (), FLOATS, lambda: None, _load_torch),
     )
 }
 

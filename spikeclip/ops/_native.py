@@ -20,6 +20,10 @@ def pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def as_float(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.to(torch.float32).contiguous()
+
+
 class Native:
     """``lif_fwd`` and ``lif_bwd`` over one extension; ``context`` gives its threads (CPU) or its stream (CUDA)."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._native import DTYPE, Native, pointer
+from ._native import DTYPE, Native, as_float, pointer
 
 _KIND = {torch.float32: 0, torch.float16: 0, torch.bfloat16: 0, torch.int16: 1, torch.int8: 2}  # enum WeightKind
 
@@ -13,10 +13,6 @@ _KIND = {torch.float32: 0, torch.float16: 0, torch.bfloat16: 0, torch.int16: 1, 
 def _one_type(x: Tensor) -> Tensor:
     """x as the kernels take it: bool and bytes become float32."""
     return x if x.dtype in DTYPE else x.to(torch.float32)
-
-
-def _float(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.to(torch.float32).contiguous()
 
 
 class NativeCpu(Native):
@@ -62,10 +58,10 @@ class NativeCpu(Native):
         rows, columns = words.shape[0], w.shape[1]
         out = words.new_empty((rows, columns), dtype=dtype)
         if out.numel() and not length:
-            return out.copy_((torch.zeros(columns) if bias is None else bias).expand(rows, columns))
+            return _bias_alone(out, bias)
         if out.numel():
             tiles = self.tile(w) if tiles is None else tiles
-            scale, bias = _float(scale), _float(bias)
+            scale, bias = as_float(scale), as_float(bias)
             self._ext.spike_matmul(
                 words.data_ptr(), rows, _KIND[w.dtype], length, columns, tiles.data_ptr(), pointer(scale), pointer(bias),
                 out.data_ptr(), DTYPE[dtype], self._context(words),
@@ -86,10 +82,10 @@ class NativeCpu(Native):
         batch, out_height, out_width = shape[0], shape[3], shape[4]
         out = words.new_empty((batch, out_height, out_width, w.shape[0]), dtype=dtype)
         if not words.numel():
-            out.zero_() if bias is None else out.copy_(bias.expand_as(out))
+            _bias_alone(out, bias)
         elif out.numel():
             tiles = self.tile(w) if tiles is None else tiles
-            scale, bias = _float(scale), _float(bias)
+            scale, bias = as_float(scale), as_float(bias)
             self._ext.spike_conv2d(
                 words.data_ptr(), shape, _KIND[w.dtype], channels, w.shape[0], tiles.data_ptr(), pointer(scale), pointer(bias),
                 out.data_ptr(), DTYPE[dtype], self._context(words),
@@ -128,6 +124,11 @@ class NativeCpu(Native):
                 dy.data_ptr(), DTYPE[dy.dtype], [dq.data_ptr(), dk.data_ptr(), dv.data_ptr()], self._context(q),
             )  # fmt: skip
         return dq, dk, dv
+
+
+def _bias_alone(out: Tensor, bias: Tensor | None) -> Tensor:
+    """What a product without inputs comes to."""
+    return out.zero_() if bias is None else out.copy_(bias)
 
 
 def _conv2d_shape(words: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._native import DTYPE, Native, pointer
+from ._native import DTYPE, Native, as_float, pointer
 from .reference.pack import count
 
 _SPIKES = {**DTYPE, torch.bool: 3, torch.uint8: 3}  # enum SpikeDtype in csrc/cuda/pack.cuh
@@ -17,10 +17,6 @@ _FUSED_ROWS = 256  # above it, k^T v is made once and not anew for every 64 rows
 
 def _device(x: Tensor):
     return torch.cuda.device(x.device if x.is_cuda else -1)
-
-
-def _float(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.to(torch.float32).contiguous()
 
 
 def _shape(
@@ -93,7 +89,7 @@ class NativeCuda(Native):
 
     def _product(self, words, shape, m, channels, w, strides, n, scale, bias, dtype) -> Tensor:
         """y [m, n]; w by its strides of tap, channel and column."""
-        words, scale, bias = words.contiguous(), _float(scale), _float(bias)
+        words, scale, bias = words.contiguous(), as_float(scale), as_float(bias)
         _check_rows(words, m)
         y = words.new_empty((m, n), dtype=dtype)
         if y.numel():

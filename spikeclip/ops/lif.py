@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
+from ._dtypes import FLOATS, NUMBERS, compute_dtype
 from .surrogate import SURROGATES
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_NUMBERS = (float, int, Real)  # the exact types first: an abstract one costs a call
 _NEURON = "float tau, Tensor? tau_tensor, float v_threshold, float? v_reset, bool decay_input"
 
 _library = torch.library.Library("spikeclip", "FRAGMENT")
@@ -84,18 +82,18 @@ def lif(
 
     x = _time_major(x)
     if v0 is not None:
-        v0 = _laid_out_as(v0.to(_state_dtype(x)), x[0])
+        v0 = _laid_out_as(v0.to(compute_dtype(x)), x[0])
     return _lif_fwd(x, v0, tau, tau_tensor, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, None, backend)
 
 
 def check_neuron(v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, backend) -> None:
     """Raise TypeError or ValueError, naming the argument, unless :func:`lif` takes these."""
-    if not isinstance(v_threshold, _NUMBERS):
+    if not isinstance(v_threshold, NUMBERS):
         raise TypeError(f"v_threshold must be a number; got {v_threshold!r}")
     if not -math.inf < v_threshold < math.inf:  # comparisons, unlike math.isfinite, can be traced for symbols
         raise ValueError(f"v_threshold must be a finite number; got {v_threshold}")
     if v_reset is not None:
-        if not isinstance(v_reset, _NUMBERS):
+        if not isinstance(v_reset, NUMBERS):
             raise TypeError(f"v_reset must be a number or None (soft reset); got {v_reset!r}")
         if not -math.inf < v_reset < math.inf:
             raise ValueError(f"v_reset must be a finite number or None (soft reset); got {v_reset}")
@@ -106,21 +104,17 @@ def check_neuron(v_threshold, v_reset, decay_input, detach_reset, surrogate, alp
     if surrogate not in SURROGATES:
         raise ValueError(f"surrogate must be one of {', '.join(SURROGATES)}; got {surrogate!r}")
     if alpha is not None:
-        if not isinstance(alpha, _NUMBERS):
+        if not isinstance(alpha, NUMBERS):
             raise TypeError(f"alpha must be a number or None; got {alpha!r}")
         if not 0 < alpha < math.inf:
             raise ValueError(f"alpha must be a finite number > 0; got {alpha}")
     _backends.check_name(backend)
 
 
-def _state_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _check_input(x: Tensor, v0: Tensor | None) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor; got {type(x).__name__}")
-    if x.dtype not in _FLOATS:
+    if x.dtype not in FLOATS:
         raise ValueError(f"x must be float32, float16, bfloat16 or float64; got {x.dtype}")
     if x.dim() == 0 or x.shape[0] == 0:
         raise ValueError(f"x must have shape [T, ...] with T >= 1 time-steps first; got {list(x.shape)}")
@@ -143,10 +137,10 @@ def _check_tau(tau: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
             raise ValueError(f"tau must be a number or a floating tensor of one element; got {list(tau.shape)}, {tau.dtype}")
         if tau.device != x.device:
             raise ValueError(f"tau must be on x's device, {x.device}; got {tau.device}")
-        tensor = tau.to(_state_dtype(x)).reshape(())
+        tensor = tau.to(compute_dtype(x)).reshape(())
         readable = tau.device.type == "cpu" and not torch.compiler.is_compiling()
         tau = tau.item() if readable else 2.0
-    elif not isinstance(tau, _NUMBERS):
+    elif not isinstance(tau, NUMBERS):
         raise TypeError(f"tau must be a number or a tensor; got {tau!r}")
     if not tau > 1.0:
         raise ValueError(f"tau must be > 1 (in time-steps); got {tau}")
@@ -199,12 +193,12 @@ def _bwd(ds, dv_last, x, v0, tau, tau_tensor, v_threshold, v_reset, decay_input,
 
 def _fwd_fake(x, *args):
     spike_dtype = args[-2]
-    return torch.empty_like(x, dtype=spike_dtype or x.dtype), torch.empty_like(x[0], dtype=_state_dtype(x))
+    return torch.empty_like(x, dtype=spike_dtype or x.dtype), torch.empty_like(x[0], dtype=compute_dtype(x))
 
 
 def _bwd_fake(ds, dv_last, x, v0, tau, tau_tensor, *args):
-    none = x.new_empty(0, dtype=_state_dtype(x))
-    dv0 = none if v0 is None else torch.empty_like(x[0], dtype=_state_dtype(x))
+    none = x.new_empty(0, dtype=compute_dtype(x))
+    dv0 = none if v0 is None else torch.empty_like(x[0], dtype=compute_dtype(x))
     return torch.empty_like(x), dv0, none if tau_tensor is None else none.new_empty(())
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from . import _backends
+from ._dtypes import FLOATS
 
 _library = torch.library.Library("spikeclip", "FRAGMENT")
 _library.define("pack_spikes(Tensor s, str backend) -> Tensor")
 _library.define("unpack_spikes(Tensor words, SymInt length, ScalarType dtype, str backend) -> Tensor")
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SPIKE_DTYPES = (*FLOATS, torch.bool, torch.uint8)
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from numbers import Real
-
 import torch
 from torch import Tensor
 
 from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
-from .packed import FLOATS, PackedSpikes, pack, pack_spikes, word_count
+from ._dtypes import FLOATS, NUMBERS, compute_dtype
+from .packed import PackedSpikes, pack, pack_spikes, word_count
 from .spike_matmul import check_beside, spikes_of
 
-_NUMBERS = (float, int, Real)
 _LARGEST = torch.finfo(torch.float32).max
 
 _library = torch.library.Library("spikeclip", "FRAGMENT")
@@ -70,7 +68,7 @@ def spike_attention(
         check_beside(name, source, q_source)
     if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1 or channels % num_heads:
         raise ValueError(f"num_heads must be an integer that divides C = {channels}; got {num_heads!r}")
-    if not isinstance(scale, _NUMBERS):
+    if not isinstance(scale, NUMBERS):
         raise TypeError(f"scale must be a number; got {scale!r}")
     if not -_LARGEST <= scale <= _LARGEST:
         raise ValueError(f"scale must be a finite number in float32's range; got {scale}")
@@ -102,7 +100,7 @@ def _masked(q, k, v, scale, num_heads, mask, backend):
         for s in (q, k, v):
             pack_spikes(s.detach())
     # In float32 at least: counts of spikes overflow half precision, or lose their last digits.
-    compute = torch.float64 if v.dtype == torch.float64 else torch.float32
+    compute = compute_dtype(v)
     with torch.autocast(q.device.type, enabled=False):
         heads = [s.to(compute).unflatten(-1, (num_heads, -1)).transpose(-2, -3) for s in (q, k, v)]
         mixed = ((heads[0] @ heads[1].mT) * mask.to(compute)) @ heads[2] * scale

@@ -10,8 +10,9 @@ from torch import Tensor
 from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
 from ._density import dense_dtype
+from ._dtypes import compute_dtype
 from .packed import PackedSpikes, pack, word_count
-from .spike_matmul import check_beside, check_bias, float_dtype, goes_dense, spikes_of, sum_dtype, weights_of
+from .spike_matmul import check_beside, check_bias, float_dtype, goes_dense, spikes_of, weights_of
 from .weights import SpikeWeights
 
 _library = torch.library.Library("spikeclip", "FRAGMENT")
@@ -109,9 +110,8 @@ def _dw(words, channels, dy, kernel, stride, padding, backend):
     rows = words.flatten(0, 2)
     if dy.numel() and goes_dense(backend, name, rows, channels, torch.float32, dy.dtype, functions):
         s = functions.unpack(words, channels, dy.dtype).permute(0, 3, 1, 2)
-        return (
-            torch.nn.grad.conv2d_weight(s, (dy.shape[1], channels, *kernel), dy, stride, padding).to(sum_dtype(dy)).contiguous()
-        )
+        dw = torch.nn.grad.conv2d_weight(s, (dy.shape[1], channels, *kernel), dy, stride, padding)
+        return dw.to(compute_dtype(dy)).contiguous()
     return functions.spike_conv2d_dw(words, channels, dy, tuple(kernel), tuple(stride), tuple(padding))
 
 
@@ -123,7 +123,7 @@ def _fwd_fake(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, 
 
 
 def _dw_fake(words, channels, dy, kernel, stride, padding, backend):
-    return dy.new_empty((dy.shape[1], channels, *kernel), dtype=sum_dtype(dy))
+    return dy.new_empty((dy.shape[1], channels, *kernel), dtype=compute_dtype(dy))
 
 
 class _SpikeConv2d(torch.autograd.Function):

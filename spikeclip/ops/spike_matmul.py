@@ -9,7 +9,8 @@ from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
 from ._dense import dense_product
 from ._density import dense_dtype, event_driven, sampled_density
-from .packed import FLOATS, PackedSpikes, check_spikes, pack, word_count
+from ._dtypes import FLOATS, compute_dtype
+from .packed import PackedSpikes, check_spikes, pack, word_count
 from .weights import SpikeWeights
 
 _library = torch.library.Library("spikeclip", "FRAGMENT")
@@ -99,11 +100,6 @@ def float_dtype(w: Tensor) -> torch.dtype:
     return w.dtype if w.is_floating_point() else torch.float32
 
 
-def sum_dtype(dy: Tensor) -> torch.dtype:
-    """The dtype of weight gradients before they are rounded to the weights'."""
-    return torch.float64 if dy.dtype == torch.float64 else torch.float32
-
-
 def goes_dense(backend: str, name: str, s: Tensor, length: int, weights: torch.dtype, dense: torch.dtype, functions) -> bool:
     """Whether ``auto`` leaves the event-driven kernel for a product in ``dense``; s is [M, K], or words [M, W]."""
     if backend != "auto" or name != "cpu" or not s.numel():
@@ -140,7 +136,7 @@ def _dw(words, length, dy, backend):
     words, dy = _rows(words).contiguous(), _rows(dy).contiguous()
     # A dense float32 product was measured to be slower at any density: its left operand is transposed.
     if dy.dtype != torch.float32 and goes_dense(backend, name, words, length, torch.float32, dy.dtype, functions):
-        return (functions.unpack(words, length, dy.dtype).t() @ dy).to(sum_dtype(dy))
+        return (functions.unpack(words, length, dy.dtype).t() @ dy).to(compute_dtype(dy))
     return functions.spike_matmul_dw(words, length, dy)
 
 
@@ -150,7 +146,7 @@ def _fwd_fake(s, length, w, scale, tiles, bias, keep, dtype, backend):
 
 
 def _dw_fake(words, length, dy, backend):
-    return dy.new_empty((length, dy.shape[-1]), dtype=sum_dtype(dy))
+    return dy.new_empty((length, dy.shape[-1]), dtype=compute_dtype(dy))
 
 
 class _SpikeMatmul(torch.autograd.Function):

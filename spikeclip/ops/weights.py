@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from .packed import FLOATS
+from ._dtypes import FLOATS
 
 # Sums of at most this many integers stay in 16 bits: rows of a tile in csrc/cpu/spike_matmul.h.
 _INT16_BLOCK = 384

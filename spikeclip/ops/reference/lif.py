@@ -5,17 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._dtypes import compute_dtype
 from ..surrogate import SURROGATES
-
-
-def _state_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _initial(x: Tensor, v0: Tensor | None, v_reset: float | None) -> Tensor:
     if v0 is not None:
-        return v0.to(_state_dtype(x))
-    return torch.full_like(x[0], v_reset or 0.0, dtype=_state_dtype(x))
+        return v0.to(compute_dtype(x))
+    return torch.full_like(x[0], v_reset or 0.0, dtype=compute_dtype(x))
 
 
 def _charge(v: Tensor, x: Tensor, tau: float | Tensor, v_reset: float | None, decay_input: bool) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._dtypes import compute_dtype
 from .pack import unpack
 
 
@@ -34,7 +35,7 @@ def spike_attention_bwd(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, channels: int, num_heads: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, dense [L, N or S, channels] in dy's dtype, without an N x S matrix."""
-    compute = torch.float64 if dy.dtype == torch.float64 else torch.float32
+    compute = compute_dtype(dy)
     q, k, v = _parts(q, k, v, channels, num_heads, compute)
     dy_heads = dy.to(compute).unflatten(-1, (num_heads, -1)).transpose(1, 2) * scale
     q_dy = q.mT @ dy_heads

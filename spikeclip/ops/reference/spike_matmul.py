@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._dtypes import compute_dtype
 from .pack import unpack
 
 
@@ -23,5 +24,4 @@ def spike_matmul(
 
 def spike_matmul_dw(words: Tensor, length: int, dy: Tensor) -> Tensor:
     """The gradient of w [length, N], float32 (float64 for float64 dy), from dy [M, N]."""
-    dw = unpack(words, length, dy.dtype).mT @ dy
-    return dw if dw.dtype == torch.float64 else dw.float()
+    return (unpack(words, length, dy.dtype).mT @ dy).to(compute_dtype(dy))
