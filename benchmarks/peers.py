@@ -1,6 +1,6 @@
 """Who computes LIF in the benchmarks: ``name -> make(case)``, a callable ``x -> spikes``, all of the same neuron.
 
-tau 2, threshold 1, hard reset to 0, gradients through the reset.
+tau 2, hard reset to 0.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ class Missing(Exception):
 
 
 class Neuron(NamedTuple):
-    """``surrogate`` (sigmoid with alpha 4 or atan with alpha 2) and whether the input is divided by tau."""
+    """``surrogate`` is sigmoid with alpha 4 or atan with alpha 2; ``decay_input``: whether the input is divided by tau."""
 
     surrogate: str
     decay_input: bool = True
+    detach_reset: bool = False
+    v_threshold: float = 1.0
 
 
 class _Sigmoid(torch.autograd.Function):
@@ -58,8 +60,8 @@ def plain_loop(neuron: Neuron) -> Run:
         spikes = []
         for t in range(x.shape[0]):
             h = v + (x[t] - v) / 2.0 if neuron.decay_input else v - v / 2.0 + x[t]
-            s = spike(h - 1.0)
-            v = h * (1.0 - s)
+            s = spike(h - neuron.v_threshold)
+            v = h * (1.0 - (s.detach() if neuron.detach_reset else s))
             spikes.append(s)
         return torch.stack(spikes)
 

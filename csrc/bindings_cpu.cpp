@@ -7,7 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "cpu/bn_lif.h"
 #include "cpu/lif.h"
+#include "cpu/max_pool.h"
 #include "cpu/pack.h"
 #include "cpu/pages.h"
 #include "cpu/spike_attention.h"
@@ -24,6 +26,10 @@ struct Isa {
   bool supported;
   void (*lif_forward)(const LifForward&);
   void (*lif_backward)(const LifBackward&);
+  void (*bn_stats)(const BnStats&);
+  void (*bn_lif_backward)(const BnLifBackward&);
+  void (*max_pool)(const MaxPool&);
+  void (*max_pool_grad)(const MaxPoolGrad&);
   bool (*pack)(const Pack&);
   void (*unpack)(const Pack&);
   int64_t (*count)(const uint32_t*, int64_t);
@@ -38,8 +44,9 @@ struct Isa {
 
 #define SPIKECLIP_ROW(isa, supported)                                                                              \
   {                                                                                                                \
-    #isa, supported, isa::lif_forward, isa::lif_backward, isa::pack, isa::unpack, isa::count, isa::tile_weights,    \
-        isa::spike_matmul, isa::spike_matmul_grad, isa::spike_conv2d, isa::spike_conv2d_grad, isa::spike_attention, \
+    #isa, supported, isa::lif_forward, isa::lif_backward, isa::bn_stats, isa::bn_lif_backward, isa::max_pool,       \
+        isa::max_pool_grad, isa::pack, isa::unpack, isa::count, isa::tile_weights, isa::spike_matmul,              \
+        isa::spike_matmul_grad, isa::spike_conv2d, isa::spike_conv2d_grad, isa::spike_attention,                   \
         isa::spike_attention_grad                                                                                  \
   }
 
@@ -106,7 +113,38 @@ void lif_fwd(uintptr_t x, int x_dtype, uintptr_t v0, uintptr_t spikes, int spike
   prefer_huge_pages(at<void>(spikes), bytes(steps * n, spike_dtype));
   current.lif_forward({at<void>(x), Dtype(x_dtype), at<float>(v0), at<void>(spikes), Dtype(spike_dtype),
                        at<float>(v_last), steps, n,
-                       LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}, threads});
+                       LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}, threads, false, 0,
+                       nullptr, nullptr});
+}
+
+void bn_stats(uintptr_t x, int x_dtype, int64_t rows, int64_t channels, uintptr_t mean, uintptr_t var, int threads) {
+  check_sizes(rows, channels, threads);
+  current.bn_stats({at<void>(x), Dtype(x_dtype), rows, channels, at<float>(mean), at<float>(var), threads});
+}
+
+// spike_dtype 3: packed
+void bn_lif_fwd(uintptr_t x, int x_dtype, uintptr_t v0, uintptr_t scale, uintptr_t shift, uintptr_t spikes, int spike_dtype,
+                uintptr_t v_last, int64_t steps, int64_t rows, int64_t channels, float tau, uintptr_t, float v_threshold,
+                float v_reset, bool decay_input, bool soft_reset, int threads) {
+  check_sizes(steps, rows * channels, threads);
+  const bool packed = spike_dtype == 3;
+  const Dtype dtype = packed ? Dtype::f32 : Dtype(spike_dtype);
+  if (!packed) prefer_huge_pages(at<void>(spikes), bytes(steps * rows * channels, spike_dtype));
+  current.lif_forward({at<void>(x), Dtype(x_dtype), at<float>(v0), at<void>(spikes), dtype, at<float>(v_last), steps,
+                       rows * channels, LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}, threads,
+                       packed, channels, at<float>(scale), at<float>(shift)});
+}
+
+void bn_lif_bwd(uintptr_t ds, int ds_dtype, uintptr_t x, int x_dtype, uintptr_t scale, uintptr_t shift, uintptr_t mean,
+                uintptr_t factors, uintptr_t dx, uintptr_t sums, int64_t steps, int64_t rows, int64_t channels, float tau,
+                float v_threshold, float v_reset, bool decay_input, bool soft_reset, bool detach_reset, int surrogate,
+                float alpha, int threads) {
+  check_sizes(steps, rows * channels, threads);
+  if (dx != 0) prefer_huge_pages(at<void>(dx), bytes(steps * rows * channels, x_dtype));
+  current.bn_lif_backward({at<void>(ds), Dtype(ds_dtype), at<void>(x), Dtype(x_dtype), at<float>(scale), at<float>(shift),
+                           at<float>(mean), at<float>(factors), at<void>(dx), at<float>(sums), steps, rows, channels,
+                           LifParams{tau, v_threshold, v_reset, alpha, decay_input, soft_reset, detach_reset},
+                           Surrogate(surrogate), threads});
 }
 
 void lif_bwd(uintptr_t ds, int ds_dtype, uintptr_t dv_last, uintptr_t x, int x_dtype, uintptr_t v0, uintptr_t dx,
@@ -119,6 +157,25 @@ void lif_bwd(uintptr_t ds, int ds_dtype, uintptr_t dv_last, uintptr_t x, int x_d
                         at<void>(dx), at<float>(dv0), at<double>(dtau), steps, n,
                         LifParams{tau, v_threshold, v_reset, alpha, decay_input, soft_reset, detach_reset},
                         Surrogate(surrogate), threads});
+}
+
+// images, height, width, channels, out height and width, size, stride, padding
+PoolShape pool_shape(const std::array<int64_t, 9>& s) { return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8]}; }
+
+void max_pool(uintptr_t x, int dtype, const std::array<int64_t, 9>& shape, uintptr_t scale, uintptr_t values, uintptr_t index,
+              int threads) {
+  const PoolShape s = pool_shape(shape);
+  check_sizes(s.images * s.out_height * s.out_width, s.channels, threads);
+  current.max_pool({s, at<void>(x), Dtype(dtype), at<float>(scale), at<void>(values), at<uint8_t>(index), threads});
+}
+
+void max_pool_grad(uintptr_t dvalues, uintptr_t index, uintptr_t x, int dtype, const std::array<int64_t, 9>& shape,
+                   uintptr_t factors, uintptr_t dx, int threads) {
+  const PoolShape s = pool_shape(shape);
+  check_sizes(s.images * s.out_height * s.out_width, s.channels, threads);
+  prefer_huge_pages(at<void>(dx), bytes(s.images * s.height * s.width * s.channels, dtype));
+  current.max_pool_grad(
+      {s, at<void>(dvalues), at<uint8_t>(index), at<void>(x), Dtype(dtype), at<float>(factors), at<void>(dx), threads});
 }
 
 bool pack(uintptr_t spikes, int dtype, uintptr_t words, int64_t rows, int64_t length, int threads) {
@@ -211,7 +268,12 @@ PYBIND11_MODULE(_cpu, m) {
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
   m.def("lif_fwd", &lif_fwd, no_gil);
   m.def("lif_bwd", &lif_bwd, no_gil);
+  m.def("bn_stats", &bn_stats, no_gil);
+  m.def("bn_lif_fwd", &bn_lif_fwd, no_gil);
+  m.def("bn_lif_bwd", &bn_lif_bwd, no_gil);
   m.def("tau_partials", &tau_partials);
+  m.def("max_pool", &max_pool, no_gil);
+  m.def("max_pool_grad", &max_pool_grad, no_gil);
   m.def("pack", &pack, no_gil, "False: a value is neither 0 nor 1.");
   m.def("unpack", &unpack, no_gil);
   m.def("count", &count, no_gil);

@@ -6,83 +6,15 @@
 #include "lif.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
 
 #include "convert.h"
+#include "lif_rows.h"
+#include "pack.h"
+#include "words.h"
 
 namespace spikeclip {
 namespace SPIKECLIP_ISA {
 namespace {
-
-constexpr int64_t kMaxBlock = 1024;
-constexpr int64_t kSerialBelow = 32768;  // elements; starting threads costs more than the work
-
-struct AlignedDelete {
-  void operator()(float* p) const { ::operator delete[](p, std::align_val_t(64)); }
-};
-
-std::unique_ptr<float[], AlignedDelete> scratch(int64_t count) {
-  return std::unique_ptr<float[], AlignedDelete>(
-      static_cast<float*>(::operator new[](count * sizeof(float), std::align_val_t(64))));
-}
-
-// Rows of one block lie a whole time-step apart, too far for the hardware to see the next block coming.
-void prefetch_row(const void* base, Dtype dtype, int64_t offset, int64_t width) {
-  if (base == nullptr) return;
-  const int64_t size = dtype == Dtype::f32 ? 4 : 2;
-  const char* row = static_cast<const char*>(base) + offset * size;
-  for (int64_t i = 0; i < width * size; i += 64) __builtin_prefetch(row + i);
-}
-
-int team(int threads, int64_t elements) { return elements < kSerialBelow ? 1 : threads; }
-
-void start(const float* v0, const LifParams& p, int64_t first, int64_t width, float* v) {
-  if (v0 != nullptr)
-    std::copy(v0 + first, v0 + first + width, v);
-  else
-    std::fill(v, v + width, p.v_reset);
-}
-
-template <bool decay_input, bool soft_reset, typename Spike>
-void forward_step(const float* x, float* v, Spike* spikes, Spike one, int64_t width, const LifParams& params) {
-  LifParams p = params;
-  p.decay_input = decay_input;
-  p.soft_reset = soft_reset;
-#pragma omp simd
-  for (int64_t i = 0; i < width; ++i) {
-    const float h = lif_charge(v[i], x[i], p);
-    spikes[i] = h >= p.v_threshold ? one : Spike(0);
-    v[i] = lif_reset(h, p);
-  }
-}
-
-template <bool decay_input, bool soft_reset>
-void recompute_step(const float* x, const float* v, float* h, float* v_next, int64_t width, const LifParams& params) {
-  LifParams p = params;
-  p.decay_input = decay_input;
-  p.soft_reset = soft_reset;
-#pragma omp simd
-  for (int64_t i = 0; i < width; ++i) {
-    h[i] = lif_charge(v[i], x[i], p);
-    v_next[i] = lif_reset(h[i], p);
-  }
-}
-
-template <Surrogate kind, bool soft_reset, bool detach_reset>
-void backward_step(const float* h, const float* ds, float* dv, float* dx, int64_t width, const LifParams& params) {
-  LifParams p = params;
-  p.soft_reset = soft_reset;
-  p.detach_reset = detach_reset;
-  const float to_x = p.decay_input ? 1.0f / p.tau : 1.0f;
-  const float to_v = 1.0f - 1.0f / p.tau;
-#pragma omp simd
-  for (int64_t i = 0; i < width; ++i) {
-    const float dh = lif_step_grad<kind>(h[i], ds[i], dv[i], p);
-    dx[i] = dh * to_x;
-    dv[i] = dh * to_v;
-  }
-}
 
 // Sum of dx * d(h)/d(tau) over the row; `v` is the membrane before the charge.
 template <bool decay_input>
@@ -95,19 +27,46 @@ double tau_step(const float* v, const float* x, const float* dx, int64_t width, 
   return sum;
 }
 
+// Spikes of whole rows of channels, or of one row from `column` on, to words.
+void pack_rows(const float* spikes, int64_t at, int64_t width, int64_t channels, uint32_t* words) {
+  Strange strange;
+  const int64_t per_row = words_per_row(channels);
+  for (int64_t first = 0; first < width; first += channels) {
+    const int64_t here = at + first, count = std::min(channels, width - first);
+    uint32_t* to = words + here / channels * per_row + here % channels / 32;
+    int64_t i = 0;
+    for (; i + 32 <= count; i += 32) *to++ = word_of(spikes + first + i, &strange);
+    if (i == count) continue;
+    float tail[32] = {};
+    std::copy(spikes + first + i, spikes + first + count, tail);
+    *to = word_of(tail, &strange);
+  }
+}
+
 template <bool decay_input, bool soft_reset, typename Spike>
 void forward(const LifForward& c, Spike one) {
-  const int64_t blocks = (c.n + kMaxBlock - 1) / kMaxBlock;
+  // Blocks are whole rows, or one of the equal parts of a row, all but the last of whole words.
+  const int64_t row = c.channels == 0 ? c.n : c.channels;
+  const int64_t parts = c.channels == 0 ? (c.n + kMaxBlock - 1) / kMaxBlock : (row + kMaxBlock - 1) / kMaxBlock;
+  const int64_t rows_each = parts == 1 ? std::max<int64_t>(1, kMaxBlock / row) : 1;
+  const int64_t rows = c.n / row, blocks = (rows + rows_each - 1) / rows_each * parts;
 #pragma omp parallel for schedule(static) num_threads(team(c.threads, c.steps * c.n))
   for (int64_t b = 0; b < blocks; ++b) {
-    alignas(64) float buffer[kMaxBlock];
-    const int64_t first = b * kMaxBlock, width = std::min(kMaxBlock, c.n - first);
-    float* v = c.v_last + first;
+    alignas(64) float x_buffer[kMaxBlock], current[kMaxBlock], membrane[kMaxBlock], spikes[kMaxBlock];
+    const int64_t column = b % parts * kMaxBlock, first = b / parts * rows_each * row + column;
+    const int64_t width = parts == 1 ? std::min(rows_each * row, c.n - first) : std::min(kMaxBlock, row - column);
+    float* v = c.v_last == nullptr ? membrane : c.v_last + first;
     start(c.v0, c.params, first, width, v);
     for (int64_t t = 0; t < c.steps; ++t) {
       const int64_t at = t * c.n + first;
-      const float* x = load_row(c.x, c.x_dtype, at, width, buffer);
-      forward_step<decay_input, soft_reset>(x, v, static_cast<Spike*>(c.spikes) + at, one, width, c.params);
+      const float* x = load_row(c.x, c.x_dtype, at, width, x_buffer);
+      if (c.scale != nullptr) x = scaled_rows(x, c.scale + column, c.shift + column, row, width, current);
+      if (c.packed) {
+        forward_step<decay_input, soft_reset>(x, v, spikes, 1.0f, width, c.params);
+        pack_rows(spikes, at, width, row, static_cast<uint32_t*>(c.spikes));
+      } else {
+        forward_step<decay_input, soft_reset>(x, v, static_cast<Spike*>(c.spikes) + at, one, width, c.params);
+      }
     }
   }
 }
@@ -115,8 +74,7 @@ void forward(const LifForward& c, Spike one) {
 template <Surrogate kind, bool soft_reset, bool detach_reset>
 void backward(const LifBackward& c) {
   const LifParams& p = c.params;
-  const auto recompute = p.decay_input ? (p.soft_reset ? recompute_step<true, true> : recompute_step<true, false>)
-                                       : (p.soft_reset ? recompute_step<false, true> : recompute_step<false, false>);
+  const Recompute recompute = recompute_for(p);
   // 32 KiB of h per block where T allows it.
   const int64_t block = std::clamp<int64_t>(8192 / c.steps / kMinBlock * kMinBlock, kMinBlock, kMaxBlock);
   const int64_t blocks = (c.n + block - 1) / block;

@@ -1,4 +1,5 @@
 // Multi-timestep LIF on the CPU: x, spikes, ds, dx are dense [T, n] blocks; v0, v_last, dv_last, dv0 are float32 [n].
+// Packed spikes and norms see the n neurons as rows of `channels`.
 #pragma once
 
 #include <stdint.h>
@@ -13,10 +14,14 @@ struct LifForward {
   const float* v0;  // null: start at v_reset
   void* spikes;
   Dtype spike_dtype;
-  float* v_last;
+  float* v_last;  // null: not wanted
   int64_t steps, n;
   LifParams params;
   int threads;
+  bool packed;          // spikes are words, words_per_row(channels) a row
+  int64_t channels;     // 0: neither packed nor scaled
+  const float* scale;   // [channels], null: the current is x itself; else x * scale + shift
+  const float* shift;
 };
 
 struct LifBackward {

@@ -146,39 +146,71 @@ void attend_by_counts(const SpikeAttention& c) {
   return largest < (1 << 16) ? attend<kFixed, uint16_t>(c) : attend<kFixed, uint32_t>(c);
 }
 
+// Tokens whose rows are multiplied at a time, so that a matrix' row is loaded once for all and their sums stay in registers.
+constexpr int64_t kTokens = 4;
+
+// [kTokens, width] times [width, count], rows `count` apart.
+template <int kFixed>
+void multiply_rows(const float* rows, const float* matrix, int64_t width, int64_t count, float* out) {
+  if constexpr (kFixed != 0) {
+    FloatVector sums[kTokens][kFixed * 4 / kVector] = {};
+    for (int64_t j = 0; j < width; ++j) {
+      const auto* line = reinterpret_cast<const FloatVector*>(matrix + j * kFixed);
+#pragma GCC unroll 4
+      for (int n = 0; n < kTokens; ++n) {
+        const FloatVector value = rows[n * kFixed + j] - FloatVector{};
+#pragma GCC unroll 16
+        for (int p = 0; p < kFixed * 4 / kVector; ++p) sums[n][p] += value * line[p];
+      }
+    }
+    memcpy(out, sums, sizeof sums);
+  } else {
+    std::fill(out, out + kTokens * count, 0.0f);
+    for (int64_t n = 0; n < kTokens; ++n)
+      for (int64_t j = 0; j < width; ++j) {
+        const float value = rows[n * count + j];
+#pragma omp simd
+        for (int64_t i = 0; i < count; ++i) out[n * count + i] += value * matrix[j * count + i];
+      }
+  }
+}
+
 // With P = k^T v and G = q^T dy: dq = dy P^T, dk = v G^T, dv = k G.
 template <int kFixed>
 void differentiate(const SpikeAttentionGrad& c) {
   const SpikeAttention& f = c.forward;
   const Shape s(f);
-  const AlignedArray<float> scratch(f.threads * (3 * s.matrix + 3 * s.padded));
+  const int64_t each = 3 * s.matrix + (2 * kTokens + 1) * s.padded;
+  const AlignedArray<float> scratch(f.threads * each);
 #pragma omp parallel for schedule(static) num_threads(f.threads) collapse(2)
   for (int64_t image = 0; image < f.images; ++image)
     for (int64_t head = 0; head < f.heads; ++head) {
-      float* counts = scratch.data + thread_index() * (3 * s.matrix + 3 * s.padded);
+      float* counts = scratch.data + thread_index() * each;
       float *g = counts + s.matrix, *transposed = g + s.matrix;
-      float *row = transposed + s.matrix, *sum = row + s.padded, *buffer = sum + s.padded;
+      float *row = transposed + s.matrix, *sum = row + kTokens * s.padded, *buffer = sum + kTokens * s.padded;
       count_pairs<kFixed>(f, s, image, head, counts, row);
       std::fill(transposed, transposed + s.matrix, 0.0f);
       for (int64_t i = 0; i < s.width; ++i)
         for (int64_t j = 0; j < s.width; ++j) transposed[j * s.padded + i] = counts[i * s.padded + j];
       std::fill(g, g + s.matrix, 0.0f);
-      std::fill(row, row + s.padded, 0.0f);
-      for (int64_t n = 0; n < f.q_tokens; ++n) {
-        const int64_t token = image * f.q_tokens + n, at = token * f.channels + head * s.width;
-        const float* dy = load_row(f.out, f.dtype, at, s.width, buffer);
-        for (int64_t j = 0; j < s.width; ++j) row[j] = dy[j] * f.scale;
-        const HeadBits q{f.q + token * s.stride, head * s.width, s.width};
-        q.each([&](int64_t i) { add_row<kFixed>(g + i * s.padded, row, s.padded); });
-        std::fill(sum, sum + s.padded, 0.0f);
-        for (int64_t j = 0; j < s.width; ++j) {
-          const float d = row[j];
-#pragma omp simd
-          for (int64_t i = 0; i < s.padded; ++i) sum[i] += d * transposed[j * s.padded + i];
+      std::fill(row, row + kTokens * s.padded, 0.0f);
+      for (int64_t first = 0; first < f.q_tokens; first += kTokens) {
+        const int64_t tokens = std::min(kTokens, f.q_tokens - first);
+        for (int64_t n = 0; n < tokens; ++n) {
+          const int64_t token = image * f.q_tokens + first + n;
+          float* scaled = row + n * s.padded;
+          const float* dy = load_row(f.out, f.dtype, token * f.channels + head * s.width, s.width, buffer);
+          for (int64_t j = 0; j < s.width; ++j) scaled[j] = dy[j] * f.scale;
+          const HeadBits q{f.q + token * s.stride, head * s.width, s.width};
+          q.each([&](int64_t i) { add_row<kFixed>(g + i * s.padded, scaled, s.padded); });
         }
-        float* to = row_to_write(c.dq, f.dtype, at, buffer);
-        std::copy(sum, sum + s.width, to);
-        store_row(c.dq, f.dtype, at, s.width, to);
+        multiply_rows<kFixed>(row, transposed, s.width, s.padded, sum);
+        for (int64_t n = 0; n < tokens; ++n) {
+          const int64_t at = (image * f.q_tokens + first + n) * f.channels + head * s.width;
+          float* to = row_to_write(c.dq, f.dtype, at, buffer);
+          std::copy_n(sum + n * s.padded, s.width, to);
+          store_row(c.dq, f.dtype, at, s.width, to);
+        }
       }
       for (int64_t i = 0; i < s.width; ++i)
         for (int64_t j = 0; j < s.width; ++j) transposed[j * s.padded + i] = g[i * s.padded + j];

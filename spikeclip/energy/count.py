@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..models.vision import SpikingImageEncoder
 from ..nn import SpikingSelfAttention
+from ..ops import PackedSpikes
 
 PJ_MAC, PJ_AC = 4.6, 0.9  # 45 nm, fp32: Horowitz 2014, doi 10.1109/ISSCC.2014.6757323
 
@@ -74,25 +75,27 @@ def count(tower: SpikingImageEncoder, images: Tensor) -> Count:
     """
     batch, found, handles = len(images), {}, []
 
-    def record(name: str, x: Tensor, dense: float, runs: int) -> None:
-        spiking = bool(((x == 0) | (x == 1)).all())
-        found[name] = LayerCount(name, dense / batch, runs, torch.count_nonzero(x).item() / x.numel(), spiking)
+    def record(name: str, x: Tensor | PackedSpikes, dense: float, runs: int) -> None:
+        packed = isinstance(x, PackedSpikes)
+        spiking = packed or bool(((x == 0) | (x == 1)).all())
+        rate = x.density() if packed else torch.count_nonzero(x).item() / x.numel()
+        found[name] = LayerCount(name, dense / batch, runs, rate, spiking)
 
     def product(name: str):
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
             x = inputs[0]
             if isinstance(module, nn.Conv2d):
-                record(name, x, output.numel() * module.weight[0].numel(), len(x) // batch)
+                record(name, x, output.numel() * module.weight[0].numel(), x.shape[0] // batch)
             else:
-                record(name, x, output.numel() * module.in_features, len(x) if x.dim() == 4 else 1)
+                record(name, x, output.numel() * module.in_features, x.shape[0] if len(x.shape) == 4 else 1)
 
         return hook
 
     def attention(name: str, module: SpikingSelfAttention):
-        spikes: dict[str, Tensor] = {}
+        spikes: dict[str, PackedSpikes] = {}
         for part in ("q", "k"):
-            neuron = getattr(module, f"{part}_lif")
-            handles.append(neuron.register_forward_hook(lambda m, i, out, part=part: spikes.__setitem__(part, out)))
+            layer = getattr(module, part)
+            handles.append(layer.register_forward_hook(lambda m, i, out, part=part: spikes.__setitem__(part, out)))
 
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
             steps, b, tokens, width = output.shape

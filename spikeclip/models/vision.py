@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..nn import LIF, DirectEncoding, LinearNorm, SpikeConv2d, SpikingSelfAttention
+from ..nn import BNLIF, LIF, DirectEncoding, LinearNorm, SpikeConv2d, SpikingSelfAttention
 from .config import LIFConfig, VisionConfig
 from .readout import StepReadout
 
@@ -27,18 +27,22 @@ class SpikingTokenizer(nn.Module):
         pairs = list(zip(sizes, sizes[1:], strict=False))
         kinds = (nn.Conv2d, *[SpikeConv2d] * len(config.channels))  # the image itself is no spikes
         self.convs = nn.ModuleList(kind(i, o, 3, padding=1, bias=False) for kind, (i, o) in zip(kinds, pairs, strict=False))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o in pairs)
-        self.pools = nn.ModuleList(nn.MaxPool2d(3, 2, 1) if pool else nn.Identity() for pool in config.pools)
-        self.neurons = nn.ModuleList(LIF(**lif.neuron()) for _ in pairs[1:])
+        windows = [(3, 2, 1) if pool else None for pool in config.pools]
+        inner = (BNLIF(o, pool=w, packed=True, **lif.neuron()) for (_, o), w in zip(pairs[1:-1], windows[1:-1], strict=True))
+        first, last = (nn.BatchNorm2d(o) for _, o in (pairs[0], pairs[-1]))
+        self.norms = nn.ModuleList([first, *inner, last])
+        self.first_pool, self.last_pool = (nn.MaxPool2d(*w) if w else nn.Identity() for w in (windows[0], windows[-1]))
         self.encode = DirectEncoding(T)
+        self.first_lif = LIF(**lif.neuron(), packed=True)
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
-        x = self.encode(self.pools[0](self.norms[0](self.convs[0](images))))
-        for neuron, conv, norm, pool in zip(self.neurons, self.convs[1:], self.norms[1:], self.pools[1:], strict=True):
-            T, B = x.shape[:2]
-            x = pool(norm(conv(neuron(x).flatten(0, 1)))).unflatten(0, (T, B))
-        return x.flatten(3).transpose(2, 3)
+        x = self.encode(self.first_pool(self.norms[0](self.convs[0](images))))
+        spikes = self.first_lif(x.movedim(2, -1))
+        for conv, norm in zip(self.convs[1:-1], self.norms[1:-1], strict=True):
+            spikes = norm(conv(spikes.flatten(0, 1)).unflatten(0, x.shape[:2]))
+        y = self.last_pool(self.norms[-1](self.convs[-1](spikes.flatten(0, 1))))
+        return y.unflatten(0, x.shape[:2]).flatten(3).transpose(2, 3)
 
 
 class SpikingBlock(nn.Module):
@@ -47,18 +51,17 @@ class SpikingBlock(nn.Module):
     def __init__(self, config: VisionConfig, lif: LIFConfig):
         super().__init__()
         hidden = int(config.width * config.mlp_ratio)
-        self.lif = LIF(**lif.neuron())
+        self.lif = LIF(**lif.neuron(), packed=True)
         self.attention = SpikingSelfAttention(
             config.width, config.num_heads, config.attention_scale, config.attention_v_threshold, **lif.neuron()
         )
-        self.fc1_lif = LIF(**lif.neuron())
-        self.fc1 = LinearNorm(config.width, hidden, bias=True)
-        self.fc2_lif = LIF(**lif.neuron())
+        self.fc1_lif = LIF(**lif.neuron(), packed=True)
+        self.fc1 = LinearNorm(config.width, hidden, bias=True, neuron=lif.neuron())
         self.fc2 = LinearNorm(hidden, config.width, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.lif(x))
-        return x + self.fc2(self.fc2_lif(self.fc1(self.fc1_lif(x))))
+        return x + self.fc2(self.fc1(self.fc1_lif(x)))
 
 
 class SpikingImageEncoder(nn.Module):

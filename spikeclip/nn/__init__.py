@@ -7,9 +7,11 @@ from .encodings import DirectEncoding, LatencyEncoding, PoissonEncoding
 from .linear import LinearNorm, SpikeLinear
 from .monitor import FiringRates
 from .neurons import IF, LIF, PLIF
+from .norm import BNLIF
 from .saved import PackedSavedSpikes
 
 __all__ = [
+    "BNLIF",
     "IF",
     "LIF",
     "PLIF",

@@ -24,7 +24,7 @@ class SpikingSelfAttention(nn.Module):
         attention_v_threshold: firing threshold of the LIF behind the attention.
         qkv_bias: whether the linear layers of queries, keys and values have a bias.
         backend: of every op inside: ``auto``, ``cpu``, ``cuda``, ``triton`` or ``torch``.
-        neuron: options of every :class:`LIF` inside (``tau``, ``v_threshold``, ``surrogate_function``, ...).
+        neuron: options that :class:`LIF` and :class:`BNLIF` share (``tau``, ``v_threshold``, ``surrogate_function``, ...).
 
     Raises:
         ValueError: an argument outside the above; in :meth:`forward` another shape or dtype than spikes ``[T, B, N, dim]``.
@@ -44,15 +44,15 @@ class SpikingSelfAttention(nn.Module):
         super().__init__()
         _check(dim, num_heads, scale)
         self.dim, self.num_heads, self.scale, self.backend = dim, num_heads, scale, backend
-        self.q, self.k, self.v = (LinearNorm(dim, dim, bias=qkv_bias, backend=backend) for _ in range(3))
-        self.q_lif, self.k_lif, self.v_lif = (LIF(**neuron, backend=backend) for _ in range(3))
-        self.attention_lif = LIF(**{**neuron, "v_threshold": attention_v_threshold}, backend=backend)
+        self.q, self.k, self.v = (LinearNorm(dim, dim, bias=qkv_bias, neuron=neuron, backend=backend) for _ in range(3))
+        self.attention_lif = LIF(**{**neuron, "v_threshold": attention_v_threshold}, packed=True, backend=backend)
         self.project = LinearNorm(dim, dim, backend=backend)
 
     def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:
         _check_spikes(spikes, self.dim)
-        q, k, v = self.q_lif(self.q(spikes)), self.k_lif(self.k(spikes)), self.v_lif(self.v(spikes))
-        mixed = spike_attention(q, k, v, scale=self.scale, num_heads=self.num_heads, backend=self.backend)
+        mixed = spike_attention(
+            self.q(spikes), self.k(spikes), self.v(spikes), scale=self.scale, num_heads=self.num_heads, backend=self.backend
+        )
         return self.project(self.attention_lif(mixed))
 
     def extra_repr(self) -> str:

@@ -159,5 +159,5 @@ def _channels_last(x: Tensor) -> bool:
 
 def _unsqueezed(s: Tensor | PackedSpikes, dim: int, packed_dim: int) -> Tensor | PackedSpikes:
     if isinstance(s, PackedSpikes):
-        return PackedSpikes.trusted(s.words.unsqueeze(packed_dim), s.length)
+        return s.unsqueeze(packed_dim)
     return s.unsqueeze(dim) if isinstance(s, Tensor) else s

@@ -74,7 +74,7 @@ class StepsSpikeConv1d(SpikeConv1d):
 def _merged(s: Tensor | PackedSpikes, dims: int, form: str) -> Tensor | PackedSpikes:
     if len(s.shape) != dims:
         raise ValueError(f"input must have shape {form}; got {list(s.shape)}")
-    return PackedSpikes(s.words.flatten(0, 1), s.length) if isinstance(s, PackedSpikes) else s.flatten(0, 1)
+    return s.flatten(0, 1)
 
 
 def convert(model: nn.Module, example: Tensor | tuple | dict | None = None) -> ConversionReport:

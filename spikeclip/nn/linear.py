@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..ops import PackedSpikes, spike_matmul
 from ..ops._backends import check_name
+from .norm import BNLIF
 from .prepared import SpikeLayer
 
 
@@ -50,18 +51,25 @@ class SpikeLinear(SpikeLayer, nn.Linear):
 
 
 class LinearNorm(nn.Module):
-    """:class:`SpikeLinear`, then BatchNorm over all leading dimensions: spikes ``[..., C]`` to currents ``[..., D]``.
+    """:class:`SpikeLinear`, then BatchNorm over all leading dimensions: spikes ``[T, ..., C]`` to currents ``[T, ..., D]``.
 
-    Raises as :class:`SpikeLinear` does, and ValueError without a leading dimension.
+    With ``neuron``, the arguments of a :class:`LIF`, the norm is a :class:`BNLIF` and packed spikes come out. Raises as
+    :class:`SpikeLinear` does, and ValueError without a leading dimension.
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, backend: str = "auto"):
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, *, neuron: dict | None = None, backend: str = "auto"
+    ):
         super().__init__()
         self.linear = SpikeLinear(in_features, out_features, bias=bias, backend=backend)
-        self.norm = nn.BatchNorm1d(out_features)
+        self.fires = neuron is not None
+        if self.fires:
+            self.norm = BNLIF(out_features, channel_dim=-1, packed=True, backend=backend, **neuron)
+        else:
+            self.norm = nn.BatchNorm1d(out_features)
 
-    def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:
+    def forward(self, spikes: Tensor | PackedSpikes) -> Tensor | PackedSpikes:
         y = self.linear(spikes)
         if y.dim() < 2:
-            raise ValueError(f"spikes must have shape [..., C] with leading dimensions; got {list(spikes.shape)}")
-        return self.norm(y.flatten(0, -2)).view_as(y)
+            raise ValueError(f"spikes must have shape [T, ..., C] with leading dimensions; got {list(spikes.shape)}")
+        return self.norm(y) if self.fires else self.norm(y.flatten(0, -2)).view_as(y)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..ops import PackedSpikes
 from .neurons import IF, LIF, PLIF
+from .norm import BNLIF
 
 
 class FiringRates:
@@ -16,7 +18,7 @@ class FiringRates:
     """
 
     def __init__(self, model: nn.Module):
-        self._neurons = {name: m for name, m in model.named_modules() if isinstance(m, (IF, LIF, PLIF))}
+        self._neurons = {name: m for name, m in model.named_modules() if isinstance(m, (IF, LIF, PLIF, BNLIF))}
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._handles: list = []
 
@@ -31,10 +33,11 @@ class FiringRates:
         self._handles.clear()
 
     def _recorder(self, name: str):
-        def record(module: nn.Module, inputs: tuple, spikes: Tensor) -> None:
-            fired = spikes.detach().flatten(1).sum(1, dtype=torch.float64)
+        def record(module: nn.Module, inputs: tuple, spikes: Tensor | PackedSpikes) -> None:
+            dense = spikes.unpack(torch.uint8) if isinstance(spikes, PackedSpikes) else spikes.detach()
+            fired = dense.flatten(1).sum(1, dtype=torch.float64)
             total, count = self._sums.get(name, (torch.zeros_like(fired), 0))
-            self._sums[name] = (total + fired, count + spikes[0].numel())
+            self._sums[name] = (total + fired, count + dense[0].numel())
 
         return record
 

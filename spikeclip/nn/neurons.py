@@ -9,7 +9,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from ..ops import lif
+from ..ops import PackedSpikes, lif
 from ..ops.lif import check_neuron
 from ..ops.surrogate import SURROGATES
 
@@ -17,20 +17,21 @@ from ..ops.surrogate import SURROGATES
 class _Neuron(nn.Module):
     """What IF, LIF and PLIF share: threshold, reset, surrogate, backend and the optional state."""
 
-    def __init__(self, v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, stateful):
+    def __init__(self, v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, stateful, packed):
         super().__init__()
         if step_mode != "m":
             raise ValueError(f"step_mode must be 'm': inputs carry all time-steps first, [T, ...]; got {step_mode!r}")
         self.v_threshold = v_threshold
         self.v_reset = v_reset
-        self.surrogate, self.alpha = _surrogate(surrogate_function)
+        self.surrogate, self.alpha = named_surrogate(surrogate_function)
         check_neuron(v_threshold, v_reset, True, detach_reset, self.surrogate, self.alpha, backend)
         self.detach_reset = detach_reset
         self.backend = backend
         self.stateful = stateful
+        self.packed = packed
         self.v: Tensor | None = None
 
-    def _spikes(self, x: Tensor, tau: float | Tensor, decay_input: bool) -> Tensor:
+    def _spikes(self, x: Tensor, tau: float | Tensor, decay_input: bool) -> Tensor | PackedSpikes:
         v = self.v
         if v is not None and v.is_inference() and not torch.is_inference_mode_enabled():
             v = v.clone()  # autograd does not take what inference mode made
@@ -44,6 +45,7 @@ class _Neuron(nn.Module):
             detach_reset=self.detach_reset,
             surrogate=self.surrogate,
             alpha=self.alpha,
+            packed=self.packed,
             backend=self.backend,
         )
         if self.stateful:
@@ -70,7 +72,7 @@ class _Neuron(nn.Module):
             f"v_threshold={self.v_threshold}, v_reset={self.v_reset}, surrogate_function={self.surrogate!r}, "
             f"alpha={self.alpha}, detach_reset={self.detach_reset}, backend={self.backend!r}"
         )
-        return text + (", stateful=True" if self.stateful else "")
+        return text + (", stateful=True" if self.stateful else "") + (", packed=True" if self.packed else "")
 
 
 class LIF(_Neuron):
@@ -89,6 +91,7 @@ class LIF(_Neuron):
         step_mode: only ``"m"``, accepted so that existing constructor calls keep working.
         backend: see :func:`spikeclip.ops.lif`.
         stateful: carry the membrane over to the next call, until ``reset()``.
+        packed: spikes come out as :class:`~spikeclip.ops.PackedSpikes` along the last dimension, for layers that spikes feed.
     """
 
     def __init__(
@@ -103,12 +106,13 @@ class LIF(_Neuron):
         backend: str = "auto",
         *,
         stateful: bool = False,
+        packed: bool = False,
     ):
-        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, stateful)
-        self.tau = _checked_tau("tau", tau)
+        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, stateful, packed)
+        self.tau = checked_tau("tau", tau)
         self.decay_input = decay_input
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | PackedSpikes:
         return self._spikes(x, self.tau, self.decay_input)
 
     def extra_repr(self) -> str:
@@ -134,10 +138,11 @@ class PLIF(_Neuron):
         backend: str = "auto",
         *,
         stateful: bool = False,
+        packed: bool = False,
     ):
-        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, stateful)
+        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, stateful, packed)
         self.decay_input = decay_input
-        self.w = nn.Parameter(torch.tensor(-math.log(_checked_tau("init_tau", init_tau) - 1.0)))
+        self.w = nn.Parameter(torch.tensor(-math.log(checked_tau("init_tau", init_tau) - 1.0)))
 
     @property
     def tau(self) -> Tensor:
@@ -145,7 +150,7 @@ class PLIF(_Neuron):
         least = 1.0 + max(torch.finfo(self.w.dtype).eps, torch.finfo(torch.float32).eps)
         return (1.0 / self.w.sigmoid()).clamp_min(least)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | PackedSpikes:
         return self._spikes(x, self.tau, self.decay_input)
 
     def extra_repr(self) -> str:
@@ -165,20 +170,22 @@ class IF(_Neuron):
         backend: str = "auto",
         *,
         stateful: bool = False,
+        packed: bool = False,
     ):
-        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, stateful)
+        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, stateful, packed)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | PackedSpikes:
         return self._spikes(x, math.inf, False)
 
 
-def _checked_tau(name: str, tau: float) -> float:
+def checked_tau(name: str, tau: float) -> float:
+    """``tau`` as a float. Raises ValueError unless it is a finite number > 1."""
     if isinstance(tau, bool) or not isinstance(tau, Real) or not 1.0 < tau < math.inf:
         raise ValueError(f"{name} must be a finite number > 1 (in time-steps); got {tau!r}")
     return float(tau)
 
 
-def _surrogate(function: str | object) -> tuple[str, float]:
+def named_surrogate(function: str | object) -> tuple[str, float]:
     """(name, alpha) of a name or of an object like SpikingJelly's ``surrogate.ATan(alpha=2.0)``."""
     if isinstance(function, str):
         name, alpha = function, None

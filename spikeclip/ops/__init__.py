@@ -1,5 +1,6 @@
 """Public functions: validate, torch op, fake, autograd, autocast; one file per op."""
 
+from .bn_lif import bn_lif
 from .lif import lif
 from .packed import PackedSpikes, pack_spikes
 from .spike_attention import spike_attention
@@ -10,6 +11,7 @@ from .weights import SpikeWeights, prepare_weights
 __all__ = [
     "PackedSpikes",
     "SpikeWeights",
+    "bn_lif",
     "lif",
     "pack_spikes",
     "prepare_weights",

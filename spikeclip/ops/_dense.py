@@ -1,4 +1,4 @@
-"""A dense product beside the spikes' own, by the faster of torch's ways."""
+"""Dense products beside the spikes' own, by the faster of torch's ways."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _LARGE = 2**24  # multiplications
+_ONEDNN = torch.backends.mkldnn.is_available()
 
 
 def dense_product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -17,9 +18,22 @@ def dense_product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if bias is not None:
         bias = bias.to(x.dtype)
-    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and _ONEDNN
     if not on_cpu or x.numel() * w.shape[1] < _LARGE:
         return F.linear(x, w.t(), bias)
     pixels = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
     y = F.conv2d(pixels, w.t()[:, :, None, None], bias)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], w.shape[1])
+
+
+def conv2d_input_gradient(
+    shape: tuple[int, int, int, int], w: Tensor, dy: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """The gradient of a convolution's input ``[B, C, H, W]``, channels last in memory, from dy ``[B, O, OH, OW]``.
+
+    ``torch.nn.grad.conv2d_input`` would work, and answer, with channels first, and so copy twice.
+    """
+    w = w.to(dy.dtype).contiguous(memory_format=torch.channels_last)
+    absent = dy.new_empty(1).expand(shape)
+    options = ([0], list(stride), list(padding), [1, 1], False, [0, 0], 1, (True, False, False))
+    return torch.ops.aten.convolution_backward(dy.contiguous(memory_format=torch.channels_last), absent, w, *options)[0]

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from ._native import DTYPE, Native, as_float, pointer
+from .packed import word_count
+from .reference.max_pool import pooled_size
+from .surrogate import SURROGATES
 
 _KIND = {torch.float32: 0, torch.float16: 0, torch.bfloat16: 0, torch.int16: 1, torch.int8: 2}  # enum WeightKind
 
@@ -18,10 +21,61 @@ def _one_type(x: Tensor) -> Tensor:
 class NativeCpu(Native):
     """Every op over ``spikeclip._cpu``; signatures as in ``spikeclip.ops.reference``, with optional ready ``tiles``."""
 
+    def bn_stats(self, x):
+        mean, var = (x.new_empty(x.shape[-1], dtype=torch.float32) for _ in range(2))
+        rows = x.shape[:-1].numel()
+        self._ext.bn_stats(x.data_ptr(), DTYPE[x.dtype], rows, x.shape[-1], mean.data_ptr(), var.data_ptr(), self._context(x))
+        return mean, var
+
+    def bn_lif_fwd(self, x, v0, scale, shift, tau, v_threshold, v_reset, decay_input, spike_dtype):
+        steps, channels = x.shape[0], x.shape[-1]
+        packed = spike_dtype == torch.int32
+        spikes = x.new_empty((*x.shape[:-1], word_count(channels) if packed else channels), dtype=spike_dtype)
+        v_last = x.new_empty(x.shape[1:], dtype=torch.float32)
+        if v_last.numel():
+            self._ext.bn_lif_fwd(
+                x.data_ptr(), DTYPE[x.dtype], pointer(v0), pointer(scale), pointer(shift), spikes.data_ptr(),
+                3 if packed else DTYPE[spike_dtype], v_last.data_ptr(), steps, v_last.numel() // channels, channels,
+                *self._tau(tau, x), v_threshold, 0.0 if v_reset is None else v_reset, decay_input, v_reset is None,
+                self._context(x),
+            )  # fmt: skip
+        return spikes, v_last
+
+    def bn_lif_bwd(
+        self, ds, x, scale, shift, mean, factors, sums, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha
+    ):
+        steps, channels = x.shape[0], x.shape[-1]
+        dx = torch.empty_like(x) if factors is not None else x.new_empty(0)
+        total = x.new_empty((2, channels) if sums else 0, dtype=torch.float32)
+        self._ext.bn_lif_bwd(
+            ds.data_ptr(), DTYPE[ds.dtype], x.data_ptr(), DTYPE[x.dtype], scale.data_ptr(), shift.data_ptr(), mean.data_ptr(),
+            pointer(factors), dx.data_ptr() if factors is not None else 0, total.data_ptr() if sums else 0, steps,
+            x.numel() // steps // channels, channels, tau, v_threshold, 0.0 if v_reset is None else v_reset, decay_input,
+            v_reset is None, detach_reset, SURROGATES[surrogate].index, alpha, self._context(x),
+        )  # fmt: skip
+        return dx, total
+
+    def max_pool(self, x, scale, window):
+        shape = _pool_shape(x, window)
+        values = x.new_empty((*x.shape[:2], *shape[4:6], x.shape[-1]))
+        index = torch.empty_like(values, dtype=torch.uint8)
+        self._ext.max_pool(
+            x.data_ptr(), DTYPE[x.dtype], shape, scale.data_ptr(), values.data_ptr(), index.data_ptr(), self._context(x)
+        )
+        return values, index
+
+    def max_pool_bwd(self, dvalues, index, x, factors, window):
+        dx = torch.empty_like(x)
+        self._ext.max_pool_grad(
+            dvalues.data_ptr(), index.data_ptr(), x.data_ptr(), DTYPE[x.dtype], _pool_shape(x, window), pointer(factors),
+            dx.data_ptr(), self._context(x),
+        )  # fmt: skip
+        return dx
+
     def pack(self, s: Tensor, check: bool) -> Tensor:
         s = _one_type(s)
         length = s.shape[-1]
-        words = s.new_empty((*s.shape[:-1], (length + 31) // 32), dtype=torch.int32)
+        words = s.new_empty((*s.shape[:-1], word_count(length)), dtype=torch.int32)
         if s.numel():
             binary = self._ext.pack(
                 s.data_ptr(), DTYPE[s.dtype], words.data_ptr(), s.numel() // length, length, self._context(s)
@@ -124,6 +178,12 @@ class NativeCpu(Native):
                 dy.data_ptr(), DTYPE[dy.dtype], [dq.data_ptr(), dk.data_ptr(), dv.data_ptr()], self._context(q),
             )  # fmt: skip
         return dq, dk, dv
+
+
+def _pool_shape(x: Tensor, window: tuple[int, int, int]) -> list[int]:
+    """As ``struct PoolShape`` in csrc/cpu/max_pool.h has it, for x [T, B, H, W, C]."""
+    steps, batch, height, width, channels = x.shape
+    return [steps * batch, height, width, channels, *pooled_size((height, width), window), *window]
 
 
 def _bias_alone(out: Tensor, bias: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
 from ._dtypes import FLOATS, NUMBERS, compute_dtype
+from .packed import PackedSpikes, new_edge, word_count
 from .surrogate import SURROGATES
 
 _NEURON = "float tau, Tensor? tau_tensor, float v_threshold, float? v_reset, bool decay_input"
@@ -36,8 +37,9 @@ def lif(
     detach_reset: bool = False,
     surrogate: str = "sigmoid",
     alpha: float | None = None,
+    packed: bool = False,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor | PackedSpikes, Tensor]:
     """Leaky integrate-and-fire neurons over all time-steps at once, differentiable in ``x``, ``v0`` and ``tau``.
 
     For every step t, elementwise over the neurons::
@@ -63,11 +65,13 @@ def lif(
         detach_reset: whether gradients stop at the reset.
         surrogate: one of sigmoid, atan, piecewise_quadratic, piecewise_exp, soft_sign, super_spike, erf, triangle.
         alpha: sharpness of the surrogate, > 0; None takes the surrogate's default.
+        packed: whether spikes come out at one bit each, packed along x's last dimension, for the ops that take
+            :class:`PackedSpikes`; their gradient, from those ops, is dense. ``x`` then has two dimensions at least.
         backend: ``auto``, ``cpu``, ``cuda``, ``triton`` or ``torch``; a named one never falls back.
 
     Returns:
         ``(spikes, v_last)``: spikes in {0, 1}, the shape and dtype of ``x`` (under autocast, the autocast dtype, in
-        which they are exact); ``v_last`` the membrane after the last step, float32 (float64 for float64 ``x``), so that
+        which they are exact), or :class:`PackedSpikes`; ``v_last`` the membrane after the last step, float32 (float64 for float64 ``x``), so that
         ``lif(x[k:], lif(x[:k])[1])`` continues the run bit for bit.
 
     Raises:
@@ -80,6 +84,13 @@ def lif(
     v_threshold, v_reset = float(v_threshold), None if v_reset is None else float(v_reset)
     alpha = SURROGATES[surrogate].alpha if alpha is None else float(alpha)
 
+    if packed:
+        if x.dim() < 2:
+            raise ValueError(f"x must have shape [T, ..., K] for packed spikes; got {list(x.shape)}")
+        x, v0 = x.contiguous(), None if v0 is None else v0.to(compute_dtype(x)).contiguous()
+        neuron = (v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
+        words, v_last, edge = _LifPacked.apply(x, v0, tau, tau_tensor, *neuron, torch.int32, backend)
+        return PackedSpikes.trusted(words, x.shape[-1], edge), v_last
     x = _time_major(x)
     if v0 is not None:
         v0 = _laid_out_as(v0.to(compute_dtype(x)), x[0])
@@ -178,6 +189,8 @@ def _laid_out_as(tensor: Tensor, like: Tensor) -> Tensor:
 def _fwd(x, v0, tau, tau_tensor, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, spike_dtype, backend):
     backend = _backends.functions(backend, x.device.type, x.dtype)
     tau = tau if tau_tensor is None else tau_tensor
+    if spike_dtype == torch.int32:
+        return backend.bn_lif_fwd(x, v0, None, None, tau, v_threshold, v_reset, decay_input, spike_dtype)
     return backend.lif_fwd(x, v0, tau, v_threshold, v_reset, decay_input, spike_dtype or x.dtype)
 
 
@@ -193,6 +206,10 @@ def _bwd(ds, dv_last, x, v0, tau, tau_tensor, v_threshold, v_reset, decay_input,
 
 def _fwd_fake(x, *args):
     spike_dtype = args[-2]
+    if spike_dtype == torch.int32:
+        return x.new_empty((*x.shape[:-1], word_count(x.shape[-1])), dtype=torch.int32), x.new_empty(
+            x.shape[1:], dtype=compute_dtype(x)
+        )
     return torch.empty_like(x, dtype=spike_dtype or x.dtype), torch.empty_like(x[0], dtype=compute_dtype(x))
 
 
@@ -202,24 +219,54 @@ def _bwd_fake(ds, dv_last, x, v0, tau, tau_tensor, *args):
     return torch.empty_like(x), dv0, none if tau_tensor is None else none.new_empty(())
 
 
+def _save(ctx, x, v0, tau, tau_tensor, *options) -> None:
+    ctx.save_for_backward(x, v0, tau_tensor)
+    *neuron, _spike_dtype, backend = options
+    ctx.options = (tau, neuron, backend)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, ds, dv_last) -> tuple:
+    if ds is None and dv_last is None:
+        return (None,) * 12
+    x, v0, tau_tensor = ctx.saved_tensors
+    tau, neuron, backend = ctx.options
+    dx, dv0, dtau = _lif_bwd(ds, dv_last, x, v0, tau, tau_tensor, *neuron, backend)
+    return dx, (None if v0 is None else dv0), None, (None if tau_tensor is None else dtau), *(None,) * 8
+
+
 class _Lif(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, v0, tau, tau_tensor, *options):
-        ctx.save_for_backward(x, v0, tau_tensor)
-        *neuron, _spike_dtype, backend = options
-        ctx.options = (tau, neuron, backend)
-        ctx.set_materialize_grads(False)
+    def forward(ctx, *args):
+        _save(ctx, *args)
         with below_autograd():
-            return _lif_fwd(x, v0, tau, tau_tensor, *options)
+            return _lif_fwd(*args)
 
     @staticmethod
     def backward(ctx, ds, dv_last):
-        if ds is None and dv_last is None:
-            return (None,) * 12
-        x, v0, tau_tensor = ctx.saved_tensors
-        tau, neuron, backend = ctx.options
-        dx, dv0, dtau = _lif_bwd(ds, dv_last, x, v0, tau, tau_tensor, *neuron, backend)
-        return dx, (None if v0 is None else dv0), None, (None if tau_tensor is None else dtau), *(None,) * 8
+        return _gradients(ctx, ds, dv_last)
+
+
+class _LifPacked(torch.autograd.Function):
+    """Spikes as words, with an edge for their gradient: outside the dispatcher, as no op has an edge."""
+
+    @staticmethod
+    def forward(ctx, x, *rest):
+        _save(ctx, x, *rest)
+        words, v_last = _lif_fwd(x, *rest)
+        ctx.mark_non_differentiable(words)
+        return words, v_last, new_edge(x, x.shape, spikes_dtype(x))
+
+    @staticmethod
+    def backward(ctx, _, dv_last, ds):
+        return _gradients(ctx, ds, dv_last)
+
+
+def spikes_dtype(x: Tensor) -> torch.dtype:
+    """What spikes of ``x`` come out in, and their gradient comes back in."""
+    kind = x.device.type
+    autocast = x.dtype == torch.float32 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if autocast else x.dtype
 
 
 def _autocast(device_type: str):

@@ -21,15 +21,17 @@ SPIKE_DTYPES = (*FLOATS, torch.bool, torch.uint8)
 class PackedSpikes:
     """Spikes of shape ``[..., K]`` at one bit each: int32 ``words`` ``[..., ceil(K / 32)]``.
 
-    Bit j of word i (low bits first) is spike ``32 i + j`` of the last dimension; bits past K are 0. Made by
-    :func:`pack_spikes`; the ops that take spikes take it in place of a dense tensor, without a gradient for the spikes.
+    Bit j of word i (low bits first) is spike ``32 i + j`` of the last dimension; bits past K are 0. The ops that take spikes
+    take it in place of a dense tensor. Made by :func:`pack_spikes`, without a gradient, or by neurons (``packed=True``), with
+    one: such spikes carry an ``edge``, a tensor of their dense shape without memory of its own, to which ops send the dense
+    gradient and from which the neuron takes it.
 
     Raises:
         TypeError: ``words`` is not a tensor, ``length`` not an integer. ValueError: ``words`` is not int32, does not have
         ``ceil(K / 32)`` words a row, or has bits past K (looked for where :func:`pack_spikes` looks for its errors).
     """
 
-    __slots__ = ("_length", "_words")
+    __slots__ = ("_edge", "_length", "_words")
 
     def __init__(self, words: Tensor, length: int):
         if not isinstance(words, Tensor):
@@ -45,13 +47,14 @@ class PackedSpikes:
             )
         if _backends.checks_spikes(words.device.type) and length % 32 and bool((words[..., -1] >> length % 32).any()):
             raise ValueError(f"words must have no bits past the {length} spikes of a row; some have")
-        self._words, self._length = words.contiguous(), int(length)
+        self._words, self._length, self._edge = words.contiguous(), int(length), None
 
     @classmethod
-    def trusted(cls, words: Tensor, length: int) -> PackedSpikes:
+    def trusted(cls, words: Tensor, length: int, edge: Tensor | None = None) -> PackedSpikes:
         """Of words that are known to be right: no check."""
-        packed = cls.__new__(cls)
+        packed = object.__new__(cls)
         packed._words, packed._length = words.contiguous(), length
+        packed._edge = edge if edge is not None and edge.requires_grad else None
         return packed
 
     @property
@@ -61,6 +64,15 @@ class PackedSpikes:
     @property
     def length(self) -> int:
         return self._length
+
+    @property
+    def edge(self) -> Tensor | None:
+        """Where gradients of the spikes go, ``[..., K]``; None: they have none."""
+        return self._edge
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._edge is not None
 
     @property
     def shape(self) -> torch.Size:
@@ -90,10 +102,21 @@ class PackedSpikes:
         if dtype not in SPIKE_DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(map(str, SPIKE_DTYPES))}; got {dtype}")
         _backends.check_name(backend)
-        return torch.ops.spikeclip.unpack_spikes(self.words, self.length, dtype, backend)
+        s = torch.ops.spikeclip.unpack_spikes(self.words, self.length, dtype, backend)
+        return s if self.edge is None or not dtype.is_floating_point else _Dense.apply(s, self.edge)
 
     def to(self, device: torch.device | str) -> PackedSpikes:
-        return PackedSpikes.trusted(self.words.to(device), self.length)
+        return PackedSpikes.trusted(self.words.to(device), self.length, None if self.edge is None else self.edge.to(device))
+
+    def flatten(self, start: int, end: int) -> PackedSpikes:
+        """Dimensions ``start`` to ``end``, counted from the front and not the last, as one."""
+        edge = None if self.edge is None else self.edge.flatten(start, end)
+        return PackedSpikes.trusted(self.words.flatten(start, end), self.length, edge)
+
+    def unsqueeze(self, dim: int) -> PackedSpikes:
+        """A dimension of size 1 at ``dim``, counted from the front, before the last."""
+        edge = None if self.edge is None else self.edge.unsqueeze(dim)
+        return PackedSpikes.trusted(self.words.unsqueeze(dim), self.length, edge)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file."""
@@ -115,6 +138,24 @@ class PackedSpikes:
 
     def __repr__(self) -> str:
         return f"PackedSpikes(shape={list(self.shape)}, device='{self.device}')"
+
+
+class _Dense(torch.autograd.Function):
+    """Unpacked spikes, whose gradient goes to the packed ones' edge."""
+
+    @staticmethod
+    def forward(ctx, s, edge):
+        ctx.dtype = edge.dtype
+        return s.view_as(s)
+
+    @staticmethod
+    def backward(ctx, ds):
+        return None, ds.to(ctx.dtype)
+
+
+def new_edge(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor of a shape that has one element of memory."""
+    return like.new_zeros((), dtype=dtype).expand(shape)
 
 
 def word_count(length: int) -> int:

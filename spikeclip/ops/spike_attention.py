@@ -37,8 +37,8 @@ def spike_attention(
     """Spikformer's attention per head, ``(q k^T) v * scale`` without a softmax (Zhou et al. 2023, arXiv 2209.15425).
 
     Heads lie side by side in the channels. Products of spikes are integers below 2^24, so both associations are exact; the
-    kernels form ``k^T v`` first and never an N x S matrix. Differentiable in dense ``q``, ``k`` and ``v``, without such a
-    matrix either; one bit a spike is kept for that.
+    kernels form ``k^T v`` first and never an N x S matrix. Differentiable in ``q``, ``k`` and ``v``, without such a matrix
+    either; one bit a spike is kept for that.
 
     Args:
         q: spikes ``[..., N, C]``, zeros and ones, or :class:`PackedSpikes`. k, v: the same with S tokens, ``[..., S, C]``.
@@ -78,7 +78,12 @@ def spike_attention(
     _backends.check_name(backend)
     if mask is not None:
         return _masked(q, k, v, scale, num_heads, mask, backend)
-    return _spike_attention(q_source, k_source, v_source, channels, num_heads, scale, False, None, backend)[0]
+    y = _spike_attention(q_source, k_source, v_source, channels, num_heads, scale, False, None, backend)[0]
+    edges = [s.edge if isinstance(s, PackedSpikes) else None for s in (q, k, v)]
+    if torch.is_grad_enabled() and any(edge is not None for edge in edges):
+        words = [s if s.dtype == torch.int32 else pack_spikes(s.detach()).words for s in (q_source, k_source, v_source)]
+        return _ToEdges.apply(y, *edges, *words, channels, num_heads, scale, backend)
+    return y
 
 
 def _masked(q, k, v, scale, num_heads, mask, backend):
@@ -167,6 +172,23 @@ class _SpikeAttention(torch.autograd.Function):
         grads = _spike_attention_bwd(dy, *ctx.saved_tensors, channels, num_heads, scale, backend)
         wanted = zip(grads, ctx.dtypes, ctx.needs_input_grad, strict=False)
         return *(g.to(dtype) if wants else None for g, dtype, wants in wanted), *(None,) * 6
+
+
+class _ToEdges(torch.autograd.Function):
+    """Attention as it is, whose backward pass sends packed spikes their gradients."""
+
+    @staticmethod
+    def forward(ctx, y, q_edge, k_edge, v_edge, q, k, v, *options):
+        ctx.save_for_backward(q, k, v)
+        ctx.options = options
+        ctx.dtypes = [None if edge is None else edge.dtype for edge in (q_edge, k_edge, v_edge)]
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, dy):
+        *options, backend = ctx.options
+        grads = _spike_attention_bwd(dy, *ctx.saved_tensors, *options, backend)
+        return dy, *(None if d is None else g.to(d) for g, d in zip(grads, ctx.dtypes, strict=True)), *(None,) * 7
 
 
 def _autocast(device_type: str):

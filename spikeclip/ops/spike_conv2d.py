@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
+from ._dense import conv2d_input_gradient
 from ._density import dense_dtype
 from ._dtypes import compute_dtype
 from .packed import PackedSpikes, pack, word_count
@@ -35,7 +36,7 @@ def spike_conv2d(
     padding: int | tuple[int, int] = 0,
     backend: str = "auto",
 ) -> Tensor:
-    """``torch.nn.functional.conv2d`` for spikes ``s``, differentiable in ``s`` (dense only), ``w`` and ``bias``.
+    """``torch.nn.functional.conv2d`` for spikes ``s``, differentiable in ``s``, ``w`` and ``bias``.
 
     How it computes, what ``auto`` chooses, dtypes and the binary contract are those of :func:`spike_matmul`. Spikes are packed
     along the channels, so channels-last inputs are read fastest.
@@ -68,7 +69,10 @@ def spike_conv2d(
     check_beside("w", values, source)
     check_bias(bias, values.shape[0], source)
     _backends.check_name(backend)
-    return _spike_conv2d(source, channels, values, scale, tiles, bias, stride, padding, False, None, backend)[0]
+    y = _spike_conv2d(source, channels, values, scale, tiles, bias, stride, padding, False, None, backend)[0]
+    if packed and s.requires_grad and torch.is_grad_enabled():
+        return _ToEdge.apply(y, s.edge, w.dequantize() if isinstance(w, SpikeWeights) else w.detach(), stride, padding)
+    return y
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
@@ -150,11 +154,28 @@ class _SpikeConv2d(torch.autograd.Function):
         wants_s, _, wants_w, _, _, wants_bias = ctx.needs_input_grad[:6]
         ds = dw = None
         if wants_s:
-            ds = torch.nn.grad.conv2d_input(shape, w.to(dy.dtype), dy, stride, padding).to(s_dtype)
+            ds = conv2d_input_gradient(shape, w, dy, stride, padding).to(s_dtype)
         if wants_w:
             dw = _spike_conv2d_dw(words, channels, dy, kernel, stride, padding, backend).to(w_dtype)
         dbias = dy.sum((0, 2, 3)).to(bias_dtype) if wants_bias else None
         return ds, None, dw, None, None, dbias, None, None, None, None, None
+
+
+class _ToEdge(torch.autograd.Function):
+    """A convolution as it is, whose backward pass sends packed spikes their gradient."""
+
+    @staticmethod
+    def forward(ctx, y, edge, w, stride, padding):
+        ctx.save_for_backward(w)
+        ctx.options = (edge.shape, edge.dtype, stride, padding)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (w,) = ctx.saved_tensors
+        (batch, *size, channels), dtype, stride, padding = ctx.options
+        ds = conv2d_input_gradient((batch, channels, *size), w, dy, stride, padding)
+        return dy, ds.permute(0, 2, 3, 1).to(dtype), None, None, None
 
 
 def _autocast(device_type: str):

@@ -24,7 +24,7 @@ _library.define("spike_matmul_dw(Tensor words, SymInt length, Tensor dy, str bac
 def spike_matmul(
     s: Tensor | PackedSpikes, w: Tensor | SpikeWeights, bias: Tensor | None = None, *, backend: str = "auto"
 ) -> Tensor:
-    """``s @ w + bias`` for spikes ``s``, differentiable in ``s`` (dense only), ``w`` and ``bias``.
+    """``s @ w + bias`` for spikes ``s``, differentiable in ``s``, ``w`` and ``bias``.
 
     On a CPU the product is event-driven: the rows of ``w`` that spikes name are added. ``auto`` multiplies densely instead
     where a sample of ``s`` is denser than the break-even of ``ops/_density.py``. On a GPU spikes are read at one bit each and
@@ -53,7 +53,10 @@ def spike_matmul(
     check_beside("w", values, source)
     check_bias(bias, values.shape[1], source)
     _backends.check_name(backend)
-    return _spike_matmul(source, length, values, scale, tiles, bias, False, None, backend)[0]
+    y = _spike_matmul(source, length, values, scale, tiles, bias, False, None, backend)[0]
+    if isinstance(s, PackedSpikes) and s.requires_grad and torch.is_grad_enabled():
+        return _ToEdge.apply(y, s.edge, w.dequantize() if isinstance(w, SpikeWeights) else w.detach())
+    return y
 
 
 def spikes_of(name: str, s: Tensor | PackedSpikes) -> tuple[Tensor, int]:
@@ -172,6 +175,21 @@ class _SpikeMatmul(torch.autograd.Function):
         dw = _spike_matmul_dw(words, length, dy, backend).to(w_dtype) if wants_w else None
         dbias = dy.sum_to_size(dy.shape[-1:]).to(bias_dtype) if wants_bias else None
         return ds, None, dw, None, None, dbias, None, None, None
+
+
+class _ToEdge(torch.autograd.Function):
+    """A product as it is, whose backward pass sends packed spikes their gradient."""
+
+    @staticmethod
+    def forward(ctx, y, edge, w):
+        ctx.save_for_backward(w)
+        ctx.dtype = edge.dtype
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (w,) = ctx.saved_tensors
+        return dy, dense_product(dy, w.to(dy.dtype).t()).to(ctx.dtype), None
 
 
 def _autocast(device_type: str):

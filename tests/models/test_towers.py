@@ -5,8 +5,33 @@ from spikeclip import SpikeCLIP, ops
 from spikeclip.energy import count
 from spikeclip.models import SpikeCLIPConfig, load_config
 from spikeclip.models.readout import StepReadout
-from spikeclip.nn import IF, LIF, FiringRates, SpikeConv2d, SpikeLinear
+from spikeclip.nn import BNLIF, LIF, FiringRates, SpikeConv2d, SpikeLinear
 from spikeclip.training.compositions import render
+
+
+def through_plain_layers(model):
+    """The same model through torch's own dense convolutions, matrix products and norms, and dense spikes."""
+
+    def conv(layer, s):
+        return torch.nn.Conv2d.forward(layer, s.unpack().permute(0, 3, 1, 2) if isinstance(s, ops.PackedSpikes) else s)
+
+    def linear(layer, s):
+        return torch.nn.Linear.forward(layer, s.unpack() if isinstance(s, ops.PackedSpikes) else s)
+
+    def norm(layer, x):
+        x = x.movedim(layer.channel_dim, -1)
+        statistics = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
+        y = torch.nn.functional.batch_norm(x.flatten(0, -2), *statistics, layer.training, layer.momentum).view_as(x)
+        if layer.pool:
+            images = torch.nn.functional.max_pool2d(y.flatten(0, 1).permute(0, 3, 1, 2), *layer.pool)
+            y = images.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+        neuron = {"tau": layer.tau, "v_threshold": layer.v_threshold, "detach_reset": layer.detach_reset}
+        return ops.lif(y, packed=True, backend="torch", **neuron)[0]
+
+    replacements = {SpikeConv2d: conv, SpikeLinear: linear, BNLIF: norm}
+    for module in model.modules():
+        if type(module) in replacements:
+            module.forward = replacements[type(module)].__get__(module)
 
 
 def trainable(module):
@@ -25,8 +50,8 @@ def test_paper_tower_counts_operations_and_neurons():
     images = torch.rand(1, 3, 32, 32)
     neurons = {}
     for name, module in model.visual.named_modules():
-        if isinstance(module, LIF):
-            module.register_forward_hook(lambda m, i, out, name=name: neurons.update({name: out[0].numel()}))
+        if isinstance(module, (LIF, BNLIF)):
+            module.register_forward_hook(lambda m, i, out, name=name: neurons.update({name: out.shape[1:].numel()}))
     counted = count(model.visual, images)
     assert sum(neurons.values()) == 1_204_224
     # The paper's (q k^T) v over 64 tokens costs 934.2 M MAC; q (k^T v) with heads of 48 is cheaper and is what runs.
@@ -89,13 +114,10 @@ def test_tower_is_the_same_on_every_backend(training):
 def test_towers_numbers_are_those_of_plain_torch_layers(training):
     model = SpikeCLIP.from_config("spikeclip-demo").train(training)
     images, tokens = render(6, seed=0).images, torch.randint(0, 30, (6, model.text.context_length))
-    plain = {SpikeConv2d: torch.nn.Conv2d.forward, SpikeLinear: torch.nn.Linear.forward}
     results = []
     for replaced in (False, True):
         if replaced:
-            for module in model.modules():
-                if type(module) in plain:
-                    module.forward = plain[type(module)].__get__(module)
+            through_plain_layers(model)
         model.zero_grad()
         out = torch.cat([model.encode_image(images), model.encode_text(tokens)])
         out.square().sum().backward()
@@ -112,7 +134,7 @@ def test_every_layer_fires_and_every_parameter_learns():
     model = SpikeCLIP.from_config("spikeclip-demo").visual.train()
     with FiringRates(model) as watch:
         model(render(64, seed=0).images).square().sum().backward()
-    assert watch.silent() == [] and len(watch.rates()) == sum(isinstance(m, (LIF, IF)) for m in model.modules())
+    assert watch.silent() == [] and len(watch.rates()) == sum(isinstance(m, (LIF, BNLIF)) for m in model.modules())
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
@@ -120,9 +142,9 @@ def test_first_layers_run_once_as_if_they_ran_at_every_step():
     """Training statistics and outputs equal those of a tower that convolves T copies."""
     tokenizer = SpikeCLIP.from_config("spikeclip-demo").visual.tokenizer.train()
     images = torch.rand(4, 3, 32, 32)
-    once = tokenizer.pools[0](tokenizer.norms[0](tokenizer.convs[0](images)))
+    once = tokenizer.first_pool(tokenizer.norms[0](tokenizer.convs[0](images)))
     tokenizer.norms[0].reset_running_stats()
-    copies = tokenizer.pools[0](tokenizer.norms[0](tokenizer.convs[0](tokenizer.encode(images).flatten(0, 1))))
+    copies = tokenizer.first_pool(tokenizer.norms[0](tokenizer.convs[0](tokenizer.encode(images).flatten(0, 1))))
     torch.testing.assert_close(copies.unflatten(0, (-1, 4)), once.expand(tokenizer.encode.T, *once.shape), rtol=1e-4, atol=1e-5)
 
 

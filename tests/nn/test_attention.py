@@ -6,7 +6,7 @@ from compare import assert_error_bounded
 from torch import nn
 
 from spikeclip import nn as snn
-from spikeclip.ops import pack_spikes
+from spikeclip.ops import PackedSpikes, lif, pack_spikes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NEURON = {"tau": 3.0, "v_threshold": 0.3, "surrogate_function": "atan", "detach_reset": True}
@@ -21,7 +21,7 @@ BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_trac
 def make(kind, dtype=torch.float32, **options):
     layer = MAKE[kind](**{**NEURON, **options}).to(DEVICE, dtype)
     for module in layer.modules():
-        if isinstance(module, nn.BatchNorm1d):
+        if isinstance(module, (nn.BatchNorm1d, snn.BNLIF)):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
             nn.init.uniform_(module.running_var, 0.05, 0.3)
@@ -32,20 +32,31 @@ def spikes(*shape, dtype=torch.float32):
     return (torch.rand(*(shape or (4, 2, 7, 24))) < 0.3).to(DEVICE, dtype)
 
 
+def batch_norm(norm, y):
+    if norm.training:
+        norm.num_batches_tracked += 1
+    statistics = (norm.running_mean, norm.running_var)
+    return nn.functional.batch_norm(y, *statistics, norm.weight, norm.bias, norm.training, norm.momentum, norm.eps)
+
+
 def plain(layer, kind, x, scale=None):
     """What the papers say, written with torch's products and explicit heads ``[T, B, heads, N, C / heads]``."""
 
     def current(part, s):
         y = s @ part.linear.weight.t() + (0 if part.linear.bias is None else part.linear.bias)
-        return part.norm(y.flatten(0, -2)).view_as(y)
+        return batch_norm(part.norm, y.flatten(0, -2)).view_as(y)
 
     def heads(name):
-        s = getattr(layer, f"{name}_lif")(current(getattr(layer, name), x))
+        part = getattr(layer, name)
+        neuron = part.norm if part.fires else getattr(layer, f"{name}_lif")
+        s, _ = lif(
+            current(part, x), tau=neuron.tau, v_threshold=neuron.v_threshold, surrogate=neuron.surrogate, detach_reset=True
+        )
         return s.unflatten(-1, (3, 8)).transpose(2, 3)
 
     q, k = heads("q"), heads("k")
     if kind == "spikformer":
-        fired = layer.attention_lif((q @ k.mT @ heads("v") * (scale or 0.125)).transpose(2, 3).flatten(3))
+        fired = layer.attention_lif((q @ k.mT @ heads("v") * (scale or 0.125)).transpose(2, 3).flatten(3)).unpack(x.dtype)
     else:
         mask = layer.attention_lif(q.sum(-1 if kind == "token" else -2, keepdim=True) * (scale or 1.0))
         assert 0.05 < mask.mean() < 0.95
@@ -85,6 +96,7 @@ def test_half_precision_is_bounded_by_torchs(kind):
     layer.project.register_forward_pre_hook(lambda _, args: seen.update(fired=args[0]))
     with torch.no_grad():
         got, fired = layer(x), seen["fired"]
+        fired = fired.unpack(x.dtype) if isinstance(fired, PackedSpikes) else fired
         agree = (fired == plain(layer, kind, x)[0]).float().mean()
         exact = copy.deepcopy(layer.project).double()
         want = exact.norm((fired.double() @ exact.linear.weight.t() + exact.linear.bias).flatten(0, 2)).view_as(fired)
@@ -108,7 +120,7 @@ def test_many_tokens_are_counted_exactly_in_bfloat16():
 def test_scale_bias_and_neuron_options_reach_their_places(kind):
     layer = make(kind, scale=0.7, qkv_bias=True, attention_v_threshold=0.8, backend="torch").eval()
     assert layer.q.linear.bias is not None and layer.project.linear.bias is not None
-    neurons = {name: m for name, m in layer.named_modules() if isinstance(m, snn.LIF)}
+    neurons = {name: m for name, m in layer.named_modules() if isinstance(m, (snn.LIF, snn.BNLIF))}
     assert {m.tau for m in neurons.values()} == {3.0} and {m.surrogate for m in neurons.values()} == {"atan"}
     assert {name: m.v_threshold for name, m in neurons.items() if m.v_threshold != 0.3} == {"attention_lif": 0.8}
     assert {m.backend for m in layer.modules() if hasattr(m, "backend")} == {"torch"}

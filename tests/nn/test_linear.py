@@ -256,5 +256,5 @@ def test_empty_weights_in_inference(sizes):
 def test_bad_construction_and_shapes():
     with pytest.raises(ValueError, match="backend must be one of auto"):
         snn.SpikeLinear(8, 4, backend="gpu")
-    with pytest.raises(ValueError, match=r"spikes must have shape \[..., C\] with leading dimensions; got \[8\]"):
+    with pytest.raises(ValueError, match=r"spikes must have shape \[T, ..., C\] with leading dimensions; got \[8\]"):
         snn.LinearNorm(8, 4)(torch.zeros(8))

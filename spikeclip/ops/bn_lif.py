@@ -1,0 +1,286 @@
+"""``ops.bn_lif``: BatchNorm and the neurons behind it in one, with one gradient."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import _backends
+from ._autograd import no_second_derivative, with_autograd
+from ._dtypes import FLOATS, NUMBERS, compute_dtype
+from .lif import check_neuron, spikes_dtype
+from .packed import PackedSpikes, new_edge, word_count
+from .reference.max_pool import pooled_size
+from .surrogate import SURROGATES
+
+_NEURON = "float tau, float v_threshold, float? v_reset, bool decay_input"
+
+_library = torch.library.Library("spikeclip", "FRAGMENT")
+_library.define("bn_stats(Tensor x, str backend) -> (Tensor, Tensor)")
+_library.define(f"bn_lif_fwd(Tensor x, Tensor scale, Tensor shift, {_NEURON}, ScalarType spike_dtype, str backend) -> Tensor")
+_library.define(
+    f"bn_lif_bwd(Tensor ds, Tensor x, Tensor scale, Tensor shift, Tensor mean, Tensor? factors, bool sums, {_NEURON}, "
+    "bool detach_reset, str surrogate, float alpha, str backend) -> (Tensor, Tensor)"
+)
+_library.define("max_pool(Tensor x, Tensor scale, int[] window, str backend) -> (Tensor, Tensor)")
+_library.define("max_pool_bwd(Tensor dvalues, Tensor index, Tensor x, Tensor? factors, int[] window, str backend) -> Tensor")
+
+
+def bn_lif(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    process_group: dist.ProcessGroup | None = None,
+    pool: tuple[int, int, int] | None = None,
+    tau: float = 2.0,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    decay_input: bool = True,
+    detach_reset: bool = False,
+    surrogate: str = "sigmoid",
+    alpha: float | None = None,
+    packed: bool = False,
+    backend: str = "auto",
+) -> Tensor | PackedSpikes:
+    """``lif(batch_norm(x))`` over all time-steps, differentiable in ``x``, ``weight`` and ``bias``.
+
+    One pass takes the statistics, a second one normalises, integrates and fires, and the backward pass recomputes currents and
+    membranes from ``x``: the normalised currents never exist in memory, and what is kept is ``x`` (and, packed, one bit a
+    spike). Statistics, running statistics and numbers are those of :func:`torch.nn.functional.batch_norm` over all dimensions
+    but the last (Ioffe & Szegedy 2015, arXiv 1502.03167; over the steps too, as Zheng et al. 2021, arXiv 2011.05280) and of
+    :func:`spikeclip.ops.lif` from rest. Currents are float32 inside whatever the dtype of ``x``.
+
+    Args:
+        x: float32, float16, bfloat16 or float64, ``[T, ..., C]``, channels last; other memory orders are copied.
+        running_mean, running_var: floating ``[C]``, updated in place in training; used where ``training`` is False. None, both:
+            the batch's own statistics always.
+        weight, bias: floating ``[C]`` or None, as in ``batch_norm``.
+        training: whether to normalise by the batch's statistics.
+        momentum, eps: as in ``batch_norm``.
+        process_group: take statistics over the processes of a ``torch.distributed`` group, as ``SyncBatchNorm`` does.
+        pool: (size, stride, padding) of a max-pool between norm and neurons, ``F.max_pool2d`` of ``x`` ``[T, B, H, W, C]``;
+            normalised currents do not exist for it either.
+        tau: membrane time constant in steps, a number > 1.
+        v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, packed, backend: as for :func:`spikeclip.ops.lif`.
+
+    Returns:
+        Spikes of ``x``'s shape (pooled: of the smaller image), as from :func:`spikeclip.ops.lif`.
+
+    Raises:
+        TypeError: an argument of the wrong type. ValueError: a shape, dtype, device or number outside the above, or one value a
+        channel in training. RuntimeError: the named backend is not available, or a second derivative is asked for.
+    """
+    _check(x, running_mean, running_var, weight, bias, momentum, eps, pool, tau)
+    check_neuron(v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, backend)
+    alpha = SURROGATES[surrogate].alpha if alpha is None else float(alpha)
+    batch = training or running_mean is None
+    neuron = (float(tau), float(v_threshold), None if v_reset is None else float(v_reset), decay_input)
+    learning = (detach_reset, surrogate, alpha, backend)
+    given = (None, None) if batch else (running_mean, running_var)
+    dtype = torch.int32 if packed else spikes_dtype(x)
+    spikes, edge, mean, var, count = _BnLif.apply(
+        x.contiguous(), weight, bias, *given, eps, process_group, pool, neuron, learning, dtype
+    )
+    if training and running_mean is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
+    return PackedSpikes.trusted(spikes, x.shape[-1], edge) if packed else spikes
+
+
+def _check(x, running_mean, running_var, weight, bias, momentum, eps, pool, tau) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor; got {type(x).__name__}")
+    if x.dtype not in FLOATS:
+        raise ValueError(f"x must be float32, float16, bfloat16 or float64; got {x.dtype}")
+    if x.dim() < 2 or not x.numel():
+        raise ValueError(f"x must have shape [T, ..., C] and not be empty; got {list(x.shape)}")
+    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    for name, tensor in named.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor or None; got {type(tensor).__name__}")
+        if tensor.shape != x.shape[-1:] or tensor.dtype not in FLOATS or tensor.device != x.device:
+            raise ValueError(
+                f"{name} must be floating, of shape [{x.shape[-1]}], on x's device {x.device}; "
+                f"got {tensor.dtype} of shape {list(tensor.shape)} on {tensor.device}"
+            )
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must be given both or neither")
+    for name, value, least, most in (
+        ("momentum", momentum, 0.0, 1.0),
+        ("eps", eps, 0.0, math.inf),
+        ("tau", tau, 1.0, math.inf),
+    ):
+        if not isinstance(value, NUMBERS):
+            raise TypeError(f"{name} must be a number; got {value!r}")
+        if not least <= value <= most or (name == "tau" and value == 1.0) or (name == "eps" and value == math.inf):
+            limits = {"momentum": "in 0..1", "eps": "finite and >= 0", "tau": "> 1 (in time-steps)"}[name]
+            raise ValueError(f"{name} must be {limits}; got {value}")
+    if pool is None:
+        return
+    if not isinstance(pool, (tuple, list)) or len(pool) != 3 or not all(isinstance(n, int) for n in pool):
+        raise TypeError(f"pool must be three integers, size, stride and padding, or None; got {pool!r}")
+    size, stride, padding = pool
+    if (
+        x.dim() != 5
+        or not 1 <= size <= 15
+        or stride < 1
+        or not 0 <= 2 * padding <= size
+        or min(x.shape[2:4]) + 2 * padding < size
+    ):
+        raise ValueError(
+            "pool must have size in 1..15, stride >= 1, 0 <= padding <= size / 2 and fit into the images of x [T, B, H, W, C]; "
+            f"got {tuple(pool)} for {list(x.shape)}"
+        )
+
+
+def _together(mean: Tensor, var: Tensor, count: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
+    """Statistics over all processes, from each one's own."""
+    mine = torch.cat([mean.double(), var.double(), mean.new_tensor([count], dtype=torch.float64)])
+    every = mine.new_empty(dist.get_world_size(group), mine.numel())
+    dist.all_gather(list(every.unbind()), mine, group=group)
+    means, variances, counts = every.split([len(mean), len(mean), 1], dim=1)
+    total = counts.sum()
+    centre = (means * counts).sum(0) / total
+    spread = ((variances + (means - centre).square()) * counts).sum(0) / total
+    return centre.to(mean.dtype), spread.to(mean.dtype), total
+
+
+class _BnLif(torch.autograd.Function):
+    """Returns (spikes, the edge of packed ones, mean, var, values a channel in all)."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, mean, var, eps, group, pool, neuron, learning, dtype):
+        backend = learning[-1]
+        compute = compute_dtype(x)
+        count = x.numel() // x.shape[-1]
+        ctx.batch = mean is None
+        ctx.group = group if ctx.batch and group is not None and dist.get_world_size(group) > 1 else None
+        if ctx.batch:
+            if count == 1 and ctx.group is None:
+                raise ValueError(f"x must have more than one value a channel in training; got {list(x.shape)}")
+            mean, var = torch.ops.spikeclip.bn_stats(x, backend)
+            if ctx.group is not None:
+                mean, var, count = _together(mean, var, count, ctx.group)
+        else:
+            mean, var = mean.to(compute), var.to(compute)
+        inverse = (var + eps).rsqrt()
+        scale = inverse if weight is None else weight.to(compute) * inverse
+        shift = -mean * scale if bias is None else bias.to(compute) - mean * scale
+        values, index = (x, None) if pool is None else torch.ops.spikeclip.max_pool(x, scale, pool, backend)
+        spikes = torch.ops.spikeclip.bn_lif_fwd(values, scale, shift, *neuron, dtype, backend)
+        ctx.save_for_backward(x, values if pool else None, index, mean, inverse, scale, shift)
+        ctx.options = (count, pool, neuron, learning)
+        ctx.dtypes = [None if t is None else t.dtype for t in (weight, bias)]
+        packed = dtype == torch.int32
+        edge = new_edge(x, values.shape if packed else (0,), spikes_dtype(x))
+        ctx.mark_non_differentiable(mean, var, *([spikes] if packed else []))
+        return spikes, edge, mean, var, count
+
+    @staticmethod
+    def backward(ctx, ds, edge, *_):
+        x, values, index, mean, inverse, scale, shift = ctx.saved_tensors
+        count, pool, neuron, learning = ctx.options
+        packed = ds is None or not ds.is_floating_point()
+        ds = (edge if packed else ds).contiguous()
+        values = x if values is None else values
+
+        def gradient(factors, sums):
+            return torch.ops.spikeclip.bn_lif_bwd(ds, values, scale, shift, mean, factors, sums, *neuron, *learning)
+
+        nothing = torch.zeros_like(scale)
+        if ctx.batch:
+            _, (dz, dz_x) = gradient(None, True)
+        else:
+            straight = torch.stack([scale, nothing, nothing]) if ctx.needs_input_grad[0] else None
+            dx, (dz, dz_x) = gradient(straight, True)
+        weight_dtype, bias_dtype = ctx.dtypes
+        dweight = (dz_x * inverse).to(weight_dtype) if ctx.needs_input_grad[1] else None
+        dbias = dz.to(bias_dtype) if ctx.needs_input_grad[2] else None
+        b = c = None
+        if ctx.batch and ctx.needs_input_grad[0]:
+            if ctx.group is not None:
+                both = torch.stack([dz, dz_x])
+                dist.all_reduce(both, group=ctx.group)
+                dz, dz_x = both
+            b = -scale * inverse.square() * dz_x / count
+            c = -scale * dz / count - b * mean
+            dx, _ = gradient(torch.stack([scale, b, c] if pool is None else [scale, nothing, nothing]), False)
+        if not ctx.needs_input_grad[0]:
+            dx = None
+        elif pool is not None:
+            rest = None if b is None else torch.stack([b, c])
+            dx = torch.ops.spikeclip.max_pool_bwd(dx, index, x, rest, pool, learning[-1])
+        return dx, dweight, dbias, *(None,) * 8
+
+
+def _stats(x, backend):
+    return _backends.functions(backend, x.device.type, x.dtype).bn_stats(x)
+
+
+def _fwd(x, scale, shift, tau, v_threshold, v_reset, decay_input, spike_dtype, backend):
+    functions = _backends.functions(backend, x.device.type, x.dtype)
+    return functions.bn_lif_fwd(x, None, scale, shift, tau, v_threshold, v_reset, decay_input, spike_dtype)[0]
+
+
+def _bwd(ds, x, scale, shift, mean, factors, sums, *options):
+    *neuron, backend = options
+    functions = _backends.functions(backend, x.device.type, x.dtype)
+    return functions.bn_lif_bwd(ds, x, scale, shift, mean, factors, sums, *neuron)
+
+
+def _pool(x, scale, window, backend):
+    return _backends.functions(backend, x.device.type, x.dtype).max_pool(x, scale, tuple(window))
+
+
+def _pool_bwd(dvalues, index, x, factors, window, backend):
+    return _backends.functions(backend, x.device.type, x.dtype).max_pool_bwd(dvalues, index, x, factors, tuple(window))
+
+
+def _stats_fake(x, backend):
+    return tuple(x.new_empty(x.shape[-1:], dtype=compute_dtype(x)) for _ in range(2))
+
+
+def _fwd_fake(x, scale, shift, tau, v_threshold, v_reset, decay_input, spike_dtype, backend):
+    last = word_count(x.shape[-1]) if spike_dtype == torch.int32 else x.shape[-1]
+    return x.new_empty((*x.shape[:-1], last), dtype=spike_dtype)
+
+
+def _bwd_fake(ds, x, scale, shift, mean, factors, sums, *options):
+    dx = x.new_empty(0) if factors is None else torch.empty_like(x)
+    return dx, scale.new_empty((2, x.shape[-1]) if sums else 0)
+
+
+def _pool_fake(x, scale, window, backend):
+    values = x.new_empty((*x.shape[:2], *pooled_size(x.shape[2:4], window), x.shape[-1]))
+    return values, torch.empty_like(values, dtype=torch.uint8)
+
+
+def _pool_bwd_fake(dvalues, index, x, factors, window, backend):
+    return torch.empty_like(x)
+
+
+_bn_lif_bwd = torch.ops.spikeclip.bn_lif_bwd.default
+for _device in ("CPU", "CUDA"):
+    _library.impl("bn_stats", _stats, _device)
+    _library.impl("bn_lif_fwd", _fwd, _device)
+    _library.impl("bn_lif_bwd", _bwd, _device)
+    _library.impl("max_pool", _pool, _device)
+    _library.impl("max_pool_bwd", _pool_bwd, _device)
+_library.impl("bn_lif_bwd", with_autograd(no_second_derivative("bn_lif", _bn_lif_bwd), _bn_lif_bwd), "Autograd")
+torch.library.register_fake("spikeclip::bn_stats", _stats_fake, lib=_library)
+torch.library.register_fake("spikeclip::bn_lif_fwd", _fwd_fake, lib=_library)
+torch.library.register_fake("spikeclip::bn_lif_bwd", _bwd_fake, lib=_library)
+torch.library.register_fake("spikeclip::max_pool", _pool_fake, lib=_library)
+torch.library.register_fake("spikeclip::max_pool_bwd", _pool_bwd_fake, lib=_library)
