@@ -90,11 +90,17 @@ def _spikingjelly(neuron: Neuron):
     return {"sigmoid": surrogate.Sigmoid, "atan": surrogate.ATan}[neuron.surrogate]()
 
 
-def spikingjelly_node(neuron: Neuron) -> Run:
+def spikingjelly_lif(neuron: Neuron) -> torch.nn.Module:
+    """SpikingJelly's module; it must be reset between batches."""
     function = _spikingjelly(neuron)
     from spikingjelly.activation_based.neuron import LIFNode
 
-    node = LIFNode(2.0, neuron.decay_input, surrogate_function=function, step_mode="m")
+    options = {"surrogate_function": function, "detach_reset": neuron.detach_reset, "step_mode": "m"}
+    return LIFNode(2.0, neuron.decay_input, v_threshold=neuron.v_threshold, **options)
+
+
+def spikingjelly_node(neuron: Neuron) -> Run:
+    node = spikingjelly_lif(neuron)
 
     def run(x: Tensor) -> Tensor:
         node.reset()
@@ -115,7 +121,8 @@ def spikingjelly_compiled(neuron: Neuron) -> Run:
     return torch.compile(run)
 
 
-def snntorch_leaky(neuron: Neuron) -> Run:
+def snntorch_module(neuron: Neuron) -> torch.nn.Module:
+    """snnTorch's module, of one time-step a call."""
     if neuron.decay_input:
         raise Missing("snnTorch's Leaky does not divide the input by tau")
     try:
@@ -124,7 +131,12 @@ def snntorch_leaky(neuron: Neuron) -> Run:
     except ImportError as error:
         raise Missing("snntorch is not installed (the bench extra has it)") from error
     grad = {"sigmoid": lambda: surrogate.sigmoid(slope=4), "atan": lambda: surrogate.atan(alpha=2.0)}[neuron.surrogate]()
-    leaky = snntorch.Leaky(beta=0.5, spike_grad=grad, reset_mechanism="zero", reset_delay=False)
+    options = {"spike_grad": grad, "reset_mechanism": "zero", "reset_delay": False}
+    return snntorch.Leaky(beta=0.5, threshold=neuron.v_threshold, **options)
+
+
+def snntorch_leaky(neuron: Neuron) -> Run:
+    leaky = snntorch_module(neuron)
 
     def run(x: Tensor) -> Tensor:
         mem = torch.zeros_like(x[0])

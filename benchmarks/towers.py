@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from peers import Missing, Neuron, plain_loop
+from peers import Neuron, plain_loop, snntorch_module, spikingjelly_lif
 from torch import Tensor, nn
 
 from spikeclip.models.vision import SpikingImageEncoder
+
+NEURON = Neuron("sigmoid", detach_reset=True)
 
 
 class _Linear(nn.Module):
@@ -55,7 +57,7 @@ class _Block(nn.Module):
 
 
 class PlainTower(nn.Module):
-    """``neuron(v_threshold)`` makes the module between layers, ``[T, ...]`` to ``[T, ...]``; T = 1 with a ReLU is the ANN twin."""
+    """``neuron(v_threshold)`` makes what stands between layers; T = 1 with a ReLU is the ANN twin."""
 
     def __init__(self, tower: SpikingImageEncoder, neuron: Callable[[float], nn.Module], T: int):
         super().__init__()
@@ -69,9 +71,8 @@ class PlainTower(nn.Module):
             self.convs[-1].weight.data.copy_(conv.weight)
             self.norms.append(nn.BatchNorm2d(conv.out_channels))
             self.norms[-1].load_state_dict(norm.state_dict())
-        self.pools = nn.ModuleList(
-            nn.MaxPool2d(3, 2, 1) if pool else nn.Identity() for pool in [isinstance(p, nn.MaxPool2d) for p in tokenizer.pools]
-        )
+        pools = [tokenizer.first_pool, *(getattr(norm, "pool", None) for norm in tokenizer.norms[1:-1]), tokenizer.last_pool]
+        self.pools = nn.ModuleList(nn.MaxPool2d(*pool) if isinstance(pool, tuple) else pool or nn.Identity() for pool in pools)
         self.neurons = nn.ModuleList(neuron(1.0) for _ in self.convs[1:])
         self.blocks = nn.ModuleList(_Block(block, neuron) for block in tower.blocks)
         self.step_weight = nn.Parameter(tower.readout.weight.detach().clone())
@@ -93,31 +94,49 @@ class PlainTower(nn.Module):
 class _Loop(nn.Module):
     def __init__(self, v_threshold: float):
         super().__init__()
-        self.run = plain_loop(Neuron("sigmoid", detach_reset=True, v_threshold=v_threshold))
+        self.run = plain_loop(NEURON._replace(v_threshold=v_threshold))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x)
 
 
+class _SpikingJelly(nn.Module):
+    def __init__(self, v_threshold: float):
+        super().__init__()
+        self.node = spikingjelly_lif(NEURON._replace(v_threshold=v_threshold))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.node.reset()
+        return self.node(x)
+
+
+class _SnnTorch(nn.Module):
+    """snnTorch's Leaky does not divide its input by tau: half the input is the same neuron."""
+
+    def __init__(self, v_threshold: float):
+        super().__init__()
+        self.leaky = snntorch_module(NEURON._replace(decay_input=False, v_threshold=v_threshold))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem, spikes = torch.zeros_like(x[0]), []
+        for step in x:
+            s, mem = self.leaky(step / 2.0, mem)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
 def spikingjelly(tower: SpikingImageEncoder) -> nn.Module:
-    return PlainTower(tower, spikingjelly_module, tower.tokenizer.encode.T)
+    return PlainTower(tower, _SpikingJelly, tower.tokenizer.encode.T)
 
 
 def snntorch(tower: SpikingImageEncoder) -> nn.Module:
-    return PlainTower(tower, snntorch_module, tower.tokenizer.encode.T)
-
-
-def plain(tower: SpikingImageEncoder) -> nn.Module:
-    return PlainTower(tower, _Loop, tower.tokenizer.encode.T)
+    return PlainTower(tower, _SnnTorch, tower.tokenizer.encode.T)
 
 
 def compiled(tower: SpikingImageEncoder) -> nn.Module:
     torch.compiler.reset()
-    return torch.compile(plain(tower))
+    return torch.compile(PlainTower(tower, _Loop, tower.tokenizer.encode.T))
 
 
 def ann_twin(tower: SpikingImageEncoder) -> nn.Module:
     return PlainTower(tower, lambda v_threshold: nn.ReLU(), 1)
-
-
-__all__ = ["Missing", "PlainTower", "ann_twin", "compiled", "plain", "snntorch", "spikingjelly"]

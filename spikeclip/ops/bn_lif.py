@@ -117,28 +117,22 @@ def _check(x, running_mean, running_var, weight, bias, momentum, eps, pool, tau)
             )
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var must be given both or neither")
-    for name, value, least, most in (
-        ("momentum", momentum, 0.0, 1.0),
-        ("eps", eps, 0.0, math.inf),
-        ("tau", tau, 1.0, math.inf),
+    for name, value, fits, limits in (
+        ("momentum", momentum, lambda n: 0.0 <= n <= 1.0, "in 0..1"),
+        ("eps", eps, lambda n: 0.0 <= n < math.inf, "finite and >= 0"),
+        ("tau", tau, lambda n: n > 1.0, "> 1 (in time-steps)"),
     ):
         if not isinstance(value, NUMBERS):
             raise TypeError(f"{name} must be a number; got {value!r}")
-        if not least <= value <= most or (name == "tau" and value == 1.0) or (name == "eps" and value == math.inf):
-            limits = {"momentum": "in 0..1", "eps": "finite and >= 0", "tau": "> 1 (in time-steps)"}[name]
+        if not fits(value):
             raise ValueError(f"{name} must be {limits}; got {value}")
     if pool is None:
         return
     if not isinstance(pool, (tuple, list)) or len(pool) != 3 or not all(isinstance(n, int) for n in pool):
         raise TypeError(f"pool must be three integers, size, stride and padding, or None; got {pool!r}")
     size, stride, padding = pool
-    if (
-        x.dim() != 5
-        or not 1 <= size <= 15
-        or stride < 1
-        or not 0 <= 2 * padding <= size
-        or min(x.shape[2:4]) + 2 * padding < size
-    ):
+    valid = x.dim() == 5 and 1 <= size <= 15 and stride >= 1 and 0 <= 2 * padding <= size
+    if not valid or min(x.shape[2:4]) + 2 * padding < size:
         raise ValueError(
             "pool must have size in 1..15, stride >= 1, 0 <= padding <= size / 2 and fit into the images of x [T, B, H, W, C]; "
             f"got {tuple(pool)} for {list(x.shape)}"

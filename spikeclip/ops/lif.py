@@ -71,8 +71,8 @@ def lif(
 
     Returns:
         ``(spikes, v_last)``: spikes in {0, 1}, the shape and dtype of ``x`` (under autocast, the autocast dtype, in
-        which they are exact), or :class:`PackedSpikes`; ``v_last`` the membrane after the last step, float32 (float64 for float64 ``x``), so that
-        ``lif(x[k:], lif(x[:k])[1])`` continues the run bit for bit.
+        which they are exact), or :class:`PackedSpikes`; ``v_last`` the membrane after the last step, float32 (float64
+        for float64 ``x``), so that ``lif(x[k:], lif(x[:k])[1])`` continues the run bit for bit.
 
     Raises:
         TypeError: an argument of the wrong type. ValueError: a shape, dtype, device or number outside the

@@ -16,7 +16,7 @@ def pooled_size(size: tuple[int, int], window: Window) -> tuple[int, int]:
 
 
 def max_pool(x: Tensor, scale: Tensor, window: Window) -> tuple[Tensor, Tensor]:
-    """x [T, B, H, W, C] -> what a max-pool of x * scale would pick of x, and where in its window each lies, uint8, row by row."""
+    """x [T, B, H, W, C] -> what a max-pool of x * scale would pick of x, and each one's number in its window, uint8."""
     sign = torch.where(scale < 0, -1.0, 1.0).to(x.dtype)
     values, flat = F.max_pool2d(_images(x * sign), *window, return_indices=True)
     row, column = flat // x.shape[3], flat % x.shape[3]
