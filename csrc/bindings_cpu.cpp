@@ -14,6 +14,7 @@
 #include "cpu/pages.h"
 #include "cpu/spike_attention.h"
 #include "cpu/spike_conv2d.h"
+#include "cpu/spike_lif.h"
 #include "cpu/spike_matmul.h"
 
 namespace py = pybind11;
@@ -38,6 +39,7 @@ struct Isa {
   void (*spike_matmul_grad)(const SpikeMatmulGrad&);
   void (*spike_conv2d)(const SpikeConv2d&);
   void (*spike_conv2d_grad)(const SpikeConv2dGrad&);
+  void (*spike_lif)(const SpikeLif&);
   void (*spike_attention)(const SpikeAttention&);
   void (*spike_attention_grad)(const SpikeAttentionGrad&);
 };
@@ -46,7 +48,7 @@ struct Isa {
   {                                                                                                                \
     #isa, supported, isa::lif_forward, isa::lif_backward, isa::bn_stats, isa::bn_lif_backward, isa::max_pool,       \
         isa::max_pool_grad, isa::pack, isa::unpack, isa::count, isa::tile_weights, isa::spike_matmul,              \
-        isa::spike_matmul_grad, isa::spike_conv2d, isa::spike_conv2d_grad, isa::spike_attention,                   \
+        isa::spike_matmul_grad, isa::spike_conv2d, isa::spike_conv2d_grad, isa::spike_lif, isa::spike_attention,   \
         isa::spike_attention_grad                                                                                  \
   }
 
@@ -114,7 +116,7 @@ void lif_fwd(uintptr_t x, int x_dtype, uintptr_t v0, uintptr_t spikes, int spike
   current.lif_forward({at<void>(x), Dtype(x_dtype), at<float>(v0), at<void>(spikes), Dtype(spike_dtype),
                        at<float>(v_last), steps, n,
                        LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}, threads, false, 0,
-                       nullptr, nullptr});
+                       false, nullptr, nullptr});
 }
 
 void bn_stats(uintptr_t x, int x_dtype, int64_t rows, int64_t channels, uintptr_t mean, uintptr_t var, int threads) {
@@ -125,14 +127,14 @@ void bn_stats(uintptr_t x, int x_dtype, int64_t rows, int64_t channels, uintptr_
 // spike_dtype 3: packed
 void bn_lif_fwd(uintptr_t x, int x_dtype, uintptr_t v0, uintptr_t scale, uintptr_t shift, uintptr_t spikes, int spike_dtype,
                 uintptr_t v_last, int64_t steps, int64_t rows, int64_t channels, float tau, uintptr_t, float v_threshold,
-                float v_reset, bool decay_input, bool soft_reset, int threads) {
+                float v_reset, bool decay_input, bool soft_reset, bool repeated, int threads) {
   check_sizes(steps, rows * channels, threads);
   const bool packed = spike_dtype == 3;
   const Dtype dtype = packed ? Dtype::f32 : Dtype(spike_dtype);
   if (!packed) prefer_huge_pages(at<void>(spikes), bytes(steps * rows * channels, spike_dtype));
   current.lif_forward({at<void>(x), Dtype(x_dtype), at<float>(v0), at<void>(spikes), dtype, at<float>(v_last), steps,
                        rows * channels, LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}, threads,
-                       packed, channels, at<float>(scale), at<float>(shift)});
+                       packed, channels, repeated, at<float>(scale), at<float>(shift)});
 }
 
 void bn_lif_bwd(uintptr_t ds, int ds_dtype, uintptr_t x, int x_dtype, uintptr_t scale, uintptr_t shift, uintptr_t mean,
@@ -240,6 +242,19 @@ void spike_conv2d_grad(uintptr_t words, const Conv2dShape& shape, int64_t channe
       {conv2d(shape), at<uint32_t>(words), channels, columns, at<void>(dy), Dtype(dy_dtype), at<float>(dw), threads});
 }
 
+// `pool`: size, stride, padding, height and width of what it leaves
+void spike_lif(uintptr_t words, int64_t steps, const Conv2dShape& shape, bool convolution, int64_t channels, int kind,
+               int64_t columns, uintptr_t weights, uintptr_t scale, uintptr_t bias, const std::array<int64_t, 5>& pool,
+               uintptr_t add, uintptr_t currents, uintptr_t out, float tau, float v_threshold, float v_reset, bool decay_input,
+               bool soft_reset, int threads) {
+  const Conv2d s = conv2d(shape);
+  check_sizes(steps, s.batch * s.out_height * s.out_width, threads);
+  current.spike_lif({steps, s, convolution, at<uint32_t>(words), channels,
+                     tiles(kind, s.kernel_height * s.kernel_width * channels, columns), at<void>(weights), at<float>(scale),
+                     at<float>(bias), pool[0], pool[1], pool[2], pool[3], pool[4], at<float>(add), at<float>(currents),
+                     at<uint32_t>(out), LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}, threads});
+}
+
 // images, q tokens, k tokens, channels, heads
 using AttentionShape = std::array<int64_t, 5>;
 
@@ -283,6 +298,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("spike_matmul_grad", &spike_matmul_grad, no_gil);
   m.def("spike_conv2d", &spike_conv2d, no_gil);
   m.def("spike_conv2d_grad", &spike_conv2d_grad, no_gil);
+  m.def("spike_lif", &spike_lif, no_gil);
   m.def("spike_attention", &spike_attention, no_gil);
   m.def("spike_attention_grad", &spike_attention_grad, no_gil);
   m.def("isa", [] { return current.name; });

@@ -59,7 +59,7 @@ void forward(const LifForward& c, Spike one) {
     start(c.v0, c.params, first, width, v);
     for (int64_t t = 0; t < c.steps; ++t) {
       const int64_t at = t * c.n + first;
-      const float* x = load_row(c.x, c.x_dtype, at, width, x_buffer);
+      const float* x = load_row(c.x, c.x_dtype, c.repeated ? first : at, width, x_buffer);
       if (c.scale != nullptr) x = scaled_rows(x, c.scale + column, c.shift + column, row, width, current);
       if (c.packed) {
         forward_step<decay_input, soft_reset>(x, v, spikes, 1.0f, width, c.params);

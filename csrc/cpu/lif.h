@@ -20,6 +20,7 @@ struct LifForward {
   int threads;
   bool packed;          // spikes are words, words_per_row(channels) a row
   int64_t channels;     // 0: neither packed nor scaled
+  bool repeated;        // x is [n], the same at every step
   const float* scale;   // [channels], null: the current is x itself; else x * scale + shift
   const float* shift;
 };

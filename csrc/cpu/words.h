@@ -1,4 +1,4 @@
-// 32 values to a word.
+// 32 values to a word, and 16 comparisons to half of one.
 #pragma once
 
 #include <stdint.h>
@@ -66,6 +66,22 @@ inline uint32_t word_of(const uint16_t* s, uint16_t one_bits, Strange* strange) 
   return word;
 }
 #endif
+
+// Bit i: h[i] >= threshold.
+inline uint32_t reached(const float* h, float threshold) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(_mm512_loadu_ps(h), _mm512_set1_ps(threshold), _CMP_GE_OQ);
+#elif defined(__AVX2__)
+  const __m256 least = _mm256_set1_ps(threshold);
+  const int low = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(h), least, _CMP_GE_OQ));
+  const int high = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(h + 8), least, _CMP_GE_OQ));
+  return static_cast<uint32_t>(low | high << 8);
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < 16; ++i) bits |= static_cast<uint32_t>(h[i] >= threshold) << i;
+  return bits;
+#endif
+}
 
 }  // namespace SPIKECLIP_ISA
 }  // namespace spikeclip

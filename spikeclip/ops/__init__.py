@@ -5,6 +5,7 @@ from .lif import lif
 from .packed import PackedSpikes, pack_spikes
 from .spike_attention import spike_attention
 from .spike_conv2d import spike_conv2d
+from .spike_lif import spike_conv2d_lif, spike_matmul_lif
 from .spike_matmul import spike_matmul
 from .weights import SpikeWeights, prepare_weights
 
@@ -17,5 +18,7 @@ __all__ = [
     "prepare_weights",
     "spike_attention",
     "spike_conv2d",
+    "spike_conv2d_lif",
     "spike_matmul",
+    "spike_matmul_lif",
 ]

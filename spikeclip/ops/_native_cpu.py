@@ -8,6 +8,7 @@ from torch import Tensor
 from ._native import DTYPE, Native, as_float, pointer
 from .packed import word_count
 from .reference.max_pool import pooled_size
+from .spike_conv2d import out_size
 from .surrogate import SURROGATES
 
 _KIND = {torch.float32: 0, torch.float16: 0, torch.bfloat16: 0, torch.int16: 1, torch.int8: 2}  # enum WeightKind
@@ -37,7 +38,7 @@ class NativeCpu(Native):
                 x.data_ptr(), DTYPE[x.dtype], pointer(v0), pointer(scale), pointer(shift), spikes.data_ptr(),
                 3 if packed else DTYPE[spike_dtype], v_last.data_ptr(), steps, v_last.numel() // channels, channels,
                 *self._tau(tau, x), v_threshold, 0.0 if v_reset is None else v_reset, decay_input, v_reset is None,
-                self._context(x),
+                steps > 1 and x.stride(0) == 0, self._context(x),
             )  # fmt: skip
         return spikes, v_last
 
@@ -157,6 +158,21 @@ class NativeCpu(Native):
             )
         return dw.permute(3, 2, 0, 1).contiguous()
 
+    def spike_lif(self, words, channels, w, bias, window, pool, add, currents, tau, v_threshold, v_reset, decay_input, out):
+        """Into ``out``, the words of the neurons behind a product, or with ``window``, (stride, padding), a convolution."""
+        steps, columns = words.shape[0], w.shape[1 if window is None else 0]
+        if window is None:
+            shape = [words.shape[1:-1].numel(), *[1] * 8, 0, 0]
+        else:
+            shape = _conv2d_shape(words[0], w.shape[2:], *window)
+        pooled = tuple(shape[3:5]) if pool is None else pooled_size(tuple(shape[3:5]), pool)
+        bias = as_float(bias)
+        self._ext.spike_lif(
+            words.data_ptr(), steps, shape, window is not None, channels, _KIND[w.values.dtype], columns, w.tiles.data_ptr(),
+            pointer(w.scale), pointer(bias), [*(pool or (0, 1, 0)), *pooled], pointer(add), pointer(currents), out.data_ptr(),
+            tau, v_threshold, 0.0 if v_reset is None else v_reset, decay_input, v_reset is None, self._context(words),
+        )  # fmt: skip
+
     def spike_attention(self, q, k, v, channels, num_heads, scale, dtype):
         images, tokens = q.shape[:2]
         out = q.new_empty((images, tokens, channels), dtype=dtype)
@@ -192,10 +208,6 @@ def _bias_alone(out: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _conv2d_shape(words: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> list[int]:
-    """As ``struct Conv2d`` in csrc/cpu/spike_conv2d.h has it."""
-    batch, height, width = words.shape[:3]
-    out = [
-        (size + 2 * pad - extent) // step + 1
-        for size, pad, extent, step in zip((height, width), padding, kernel, stride, strict=True)
-    ]
-    return [batch, height, width, *out, *kernel, *stride, *padding]
+    """As ``struct Conv2d`` in csrc/cpu/spike_conv2d.h has it, for words [B, H, W, words]."""
+    size = tuple(words.shape[1:3])
+    return [words.shape[0], *size, *out_size(size, kernel, stride, padding), *kernel, *stride, *padding]

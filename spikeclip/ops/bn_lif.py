@@ -120,22 +120,34 @@ def _check(x, running_mean, running_var, weight, bias, momentum, eps, pool, tau)
     for name, value, fits, limits in (
         ("momentum", momentum, lambda n: 0.0 <= n <= 1.0, "in 0..1"),
         ("eps", eps, lambda n: 0.0 <= n < math.inf, "finite and >= 0"),
-        ("tau", tau, lambda n: n > 1.0, "> 1 (in time-steps)"),
     ):
         if not isinstance(value, NUMBERS):
             raise TypeError(f"{name} must be a number; got {value!r}")
         if not fits(value):
             raise ValueError(f"{name} must be {limits}; got {value}")
-    if pool is None:
-        return
+    check_tau(tau)
+    if pool is not None:
+        check_pool(pool, x.shape)
+
+
+def check_tau(tau: float) -> None:
+    """Raise TypeError or ValueError unless ``tau`` is a number > 1."""
+    if not isinstance(tau, NUMBERS):
+        raise TypeError(f"tau must be a number; got {tau!r}")
+    if not tau > 1.0:
+        raise ValueError(f"tau must be > 1 (in time-steps); got {tau}")
+
+
+def check_pool(pool: tuple[int, int, int], shape: torch.Size) -> None:
+    """Raise TypeError or ValueError unless the window fits images of a shape [T, B, H, W, C]."""
     if not isinstance(pool, (tuple, list)) or len(pool) != 3 or not all(isinstance(n, int) for n in pool):
         raise TypeError(f"pool must be three integers, size, stride and padding, or None; got {pool!r}")
     size, stride, padding = pool
-    valid = x.dim() == 5 and 1 <= size <= 15 and stride >= 1 and 0 <= 2 * padding <= size
-    if not valid or min(x.shape[2:4]) + 2 * padding < size:
+    valid = len(shape) == 5 and 1 <= size <= 15 and stride >= 1 and 0 <= 2 * padding <= size
+    if not valid or min(shape[2:4]) + 2 * padding < size:
         raise ValueError(
-            "pool must have size in 1..15, stride >= 1, 0 <= padding <= size / 2 and fit into the images of x [T, B, H, W, C]; "
-            f"got {tuple(pool)} for {list(x.shape)}"
+            "pool must have size in 1..15, stride >= 1, 0 <= padding <= size / 2 and fit into the images of [T, B, H, W, C]; "
+            f"got {tuple(pool)} for {list(shape)}"
         )
 
 

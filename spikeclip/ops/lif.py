@@ -87,7 +87,7 @@ def lif(
     if packed:
         if x.dim() < 2:
             raise ValueError(f"x must have shape [T, ..., K] for packed spikes; got {list(x.shape)}")
-        x, v0 = x.contiguous(), None if v0 is None else v0.to(compute_dtype(x)).contiguous()
+        x, v0 = _contiguous_steps(x), None if v0 is None else v0.to(compute_dtype(x)).contiguous()
         neuron = (v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
         words, v_last, edge = _LifPacked.apply(x, v0, tau, tau_tensor, *neuron, torch.int32, backend)
         return PackedSpikes.trusted(words, x.shape[-1], edge), v_last
@@ -170,6 +170,11 @@ def _time_major(x: Tensor) -> Tensor:
     return x.new_empty_strided(x.shape, (block.numel(), *block.stride())).copy_(x)
 
 
+def _contiguous_steps(x: Tensor) -> Tensor:
+    """x as contiguous memory, of one step alone where it is the same at every step."""
+    return x if x.stride(0) == 0 and x[0].is_contiguous() else x.contiguous()
+
+
 def _dense(tensor: Tensor) -> bool:
     """Whether the elements fill one stretch of memory without gaps or overlaps, in any order of dimensions."""
     expected = 1
@@ -187,9 +192,11 @@ def _laid_out_as(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def _fwd(x, v0, tau, tau_tensor, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, spike_dtype, backend):
+    name = _backends.chosen(backend, x.device.type, x.dtype)
     backend = _backends.functions(backend, x.device.type, x.dtype)
     tau = tau if tau_tensor is None else tau_tensor
     if spike_dtype == torch.int32:
+        x = x if name == "cpu" else x.contiguous()  # elsewhere steps lie apart
         return backend.bn_lif_fwd(x, v0, None, None, tau, v_threshold, v_reset, decay_input, spike_dtype)
     return backend.lif_fwd(x, v0, tau, v_threshold, v_reset, decay_input, spike_dtype or x.dtype)
 
@@ -231,6 +238,7 @@ def _gradients(ctx, ds, dv_last) -> tuple:
         return (None,) * 12
     x, v0, tau_tensor = ctx.saved_tensors
     tau, neuron, backend = ctx.options
+    x = x if x.stride(0) else x.contiguous()
     dx, dv0, dtau = _lif_bwd(ds, dv_last, x, v0, tau, tau_tensor, *neuron, backend)
     return dx, (None if v0 is None else dv0), None, (None if tau_tensor is None else dtau), *(None,) * 8
 

@@ -62,7 +62,7 @@ def spike_conv2d(
     channels, size = (channels, source.shape[1:3]) if packed else (source.shape[1], source.shape[2:])
     if channels != values.shape[1]:
         raise ValueError(f"s must have C = {values.shape[1]} channels, as w [O, C, kh, kw] has; got {channels}")
-    stride, padding = _pair("stride", stride, 1), _pair("padding", padding, 0)
+    stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
     kernel = values.shape[2:]
     if min(kernel) < 1 or any(n + 2 * p < k for n, p, k in zip(size, padding, kernel, strict=True)):
         raise ValueError(f"w's window {list(kernel)} must fit into the image {list(size)} padded by {list(padding)}")
@@ -75,14 +75,16 @@ def spike_conv2d(
     return y
 
 
-def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
+def pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
+    """``value`` over height and width. Raises ValueError unless it is an integer >= ``least`` or two of them."""
     pair = (value, value) if isinstance(value, Integral) else value
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(v, Integral) and v >= least for v in pair):
         raise ValueError(f"{name} must be an integer >= {least} or a pair of them; got {value!r}")
     return int(pair[0]), int(pair[1])
 
 
-def _out_size(size, kernel, stride, padding):
+def out_size(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> list[int]:
+    """Height and width of a convolution's output."""
     return [(n + 2 * p - k) // step + 1 for n, k, step, p in zip(size, kernel, stride, padding, strict=True)]
 
 
@@ -121,7 +123,7 @@ def _dw(words, channels, dy, kernel, stride, padding, backend):
 
 def _fwd_fake(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend):
     size = s.shape[1:3] if s.dtype == torch.int32 else s.shape[2:]
-    out = _out_size(size, w.shape[2:], stride, padding)
+    out = out_size(size, w.shape[2:], stride, padding)
     y = s.new_empty((s.shape[0], *out, w.shape[0]), dtype=dtype or float_dtype(w)).permute(0, 3, 1, 2)
     return y, s.new_empty((s.shape[0], *size, word_count(channels)) if keep else (0,), dtype=torch.int32)
 

@@ -1,0 +1,174 @@
+"""The image tower made ready for inference: BatchNorm folded into prepared weights, packed spikes from layer to layer."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..nn import BNLIF, LIF, LinearNorm, SpikeConv2d, SpikingSelfAttention
+from ..ops import (
+    PackedSpikes,
+    SpikeWeights,
+    lif,
+    prepare_weights,
+    spike_attention,
+    spike_conv2d,
+    spike_conv2d_lif,
+    spike_matmul,
+    spike_matmul_lif,
+)
+
+
+class FoldedWeights(nn.Module):
+    """Weights and bias of a layer and the BatchNorm behind it, as :func:`spikeclip.ops.prepare_weights` holds them.
+
+    They are buffers, so that they are saved, copied and moved; ``forward()`` returns the weights in the kernel's layout, made anew
+    after any of these.
+    """
+
+    def __init__(self, w: Tensor, bias: Tensor, dtype: str):
+        super().__init__()
+        prepared = prepare_weights(w, dtype)
+        self.register_buffer("values", prepared.values)
+        self.register_buffer("scale", prepared.scale)
+        self.register_buffer("bias", bias.detach().float())
+        self._prepared: SpikeWeights | None = prepared
+        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_prepared", None))
+
+    def forward(self) -> SpikeWeights:
+        prepared = self._prepared
+        if prepared is None:
+            prepared = self._prepared = SpikeWeights(self.values, self.scale)
+        return prepared
+
+    def _apply(self, fn, recurse: bool = True) -> FoldedWeights:
+        self._prepared = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_prepared": None}
+
+
+def folded(weight: Tensor, bias: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight ``[O, ...]`` and bias ``[O]`` of a layer with its BatchNorm in evaluation, in float64."""
+    scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
+    shift = norm.bias.double() - norm.running_mean.double() * scale
+    return weight.double() * scale.view(-1, *[1] * (weight.dim() - 1)), shift if bias is None else shift + bias.double() * scale
+
+
+def _fold_linear(layers: list[LinearNorm], dtype: str) -> FoldedWeights:
+    """Layers that the same spikes feed, side by side."""
+    parts = [folded(layer.linear.weight, layer.linear.bias, layer.norm) for layer in layers]
+    return FoldedWeights(torch.cat([w for w, _ in parts]).t(), torch.cat([b for _, b in parts]), dtype)
+
+
+def _fold_conv(conv: SpikeConv2d, norm: nn.Module, dtype: str) -> FoldedWeights:
+    return FoldedWeights(*folded(conv.weight, conv.bias, norm), dtype)
+
+
+def _neuron(module: LIF | BNLIF) -> dict:
+    names = ("tau", "v_threshold", "v_reset", "decay_input")
+    return {name: getattr(module, name) for name in names}
+
+
+class _Block(nn.Module):
+    """Spikes ``[T, B, N, C]`` and the stream behind them; adds to the stream and hands on its spikes."""
+
+    def __init__(self, block: nn.Module, behind: dict | None, dtype: str):
+        super().__init__()
+        attention: SpikingSelfAttention = block.attention
+        self.heads, self.attention_scale = attention.num_heads, attention.scale
+        self.inner, self.mixed, self.mlp, self.hidden = map(
+            _neuron, (attention.q.norm, attention.attention_lif, block.fc1_lif, block.fc1.norm)
+        )
+        self.behind = behind  # the neuron of the next block, None: nothing but the mean is asked of the stream
+        parts = [attention.q, attention.k, attention.v]
+        together = attention.dim % 32 == 0  # words of one part do not mix with the next one's
+        self.qkv = nn.ModuleList(_fold_linear(group, dtype) for group in ([parts] if together else [[part] for part in parts]))
+        self.project, self.fc1, self.fc2 = (_fold_linear([layer], dtype) for layer in (attention.project, block.fc1, block.fc2))
+
+    def forward(self, spikes: PackedSpikes, stream: Tensor) -> PackedSpikes | None:
+        found = [spike_matmul_lif(spikes, part(), part.bias, **self.inner) for part in self.qkv]
+        q, k, v = found if len(found) == 3 else _thirds(found[0])
+        counts = spike_attention(q, k, v, scale=self.attention_scale, num_heads=self.heads)
+        mixed, _ = lif(counts, packed=True, **self.mixed)
+        spikes = spike_matmul_lif(mixed, self.project(), self.project.bias, add=stream, currents=stream, **self.mlp)
+        spikes = spike_matmul_lif(spikes, self.fc1(), self.fc1.bias, **self.hidden)
+        if self.behind is None:
+            stream += spike_matmul(spikes, self.fc2(), self.fc2.bias)
+            return None
+        return spike_matmul_lif(spikes, self.fc2(), self.fc2.bias, add=stream, currents=stream, **self.behind)
+
+
+def _thirds(spikes: PackedSpikes) -> list[PackedSpikes]:
+    words = spikes.words.unflatten(-1, (3, -1))
+    return [PackedSpikes.trusted(words[..., i, :], spikes.length // 3) for i in range(3)]
+
+
+class ImageInference(nn.Module):
+    """What :meth:`SpikingImageEncoder.for_inference` returns: images ``[B, 3, H, W]`` to features ``[B, embed_dim]``.
+
+    Its features and spikes are those of the tower in evaluation, to rounding for fp32 weights. Nothing in it learns; weights
+    are buffers, so that ``state_dict``, ``copy.deepcopy`` and ``to(device)`` work. It may be called from several threads.
+    """
+
+    def __init__(self, tower: nn.Module, weights: str):
+        super().__init__()
+        tokenizer, first = tower.tokenizer, tower.tokenizer.norms[0]
+        self.image_size, self.T, self.weights = tower.image_size, tokenizer.encode.T, weights
+        self.register_buffer("mean", tower.mean.clone(), persistent=False)
+        self.register_buffer("std", tower.std.clone(), persistent=False)
+        w, bias = folded(tokenizer.convs[0].weight, tokenizer.convs[0].bias, first)
+        self.register_buffer("first_weight", w.float().contiguous(memory_format=torch.channels_last))
+        self.register_buffer("first_bias", bias.float())
+        self.first_pool, self.last_pool = copy.deepcopy(tokenizer.first_pool), copy.deepcopy(tokenizer.last_pool)
+        self.first = _neuron(tokenizer.first_lif)
+        pairs = list(zip(tokenizer.convs[1:], tokenizer.norms[1:], strict=True))
+        self.convs = nn.ModuleList(_fold_conv(conv, norm, weights) for conv, norm in pairs)
+        self.between = [{**_neuron(norm), "pool": norm.pool} for _, norm in pairs[:-1]]
+        neurons = [_neuron(block.lif) for block in tower.blocks]
+        self.entry = neurons[0] if neurons else None
+        following = [*neurons[1:], None]
+        self.blocks = nn.ModuleList(_Block(b, n, weights) for b, n in zip(tower.blocks, following, strict=False))
+        self.readout, self.project = copy.deepcopy(tower.readout), copy.deepcopy(tower.project)
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Raises ValueError for another shape or dtype."""
+        check_images(images, self.image_size)
+        x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = self.first_pool(F.conv2d(x, self.first_weight, self.first_bias, padding=1)).permute(0, 2, 3, 1)
+        spikes, _ = lif(x.expand(self.T, *x.shape), packed=True, **self.first)
+        for conv, options in zip(self.convs[:-1], self.between, strict=True):
+            spikes = spike_conv2d_lif(spikes, conv(), conv.bias, padding=1, **options)
+        spikes, stream = self._enter(spikes)
+        for block in self.blocks:
+            spikes = block(spikes, stream)
+        return self.project(self.readout(stream.mean(2)))
+
+    def _enter(self, spikes: PackedSpikes) -> tuple[PackedSpikes | None, Tensor]:
+        """The last convolution: the stream ``[T, B, N, C]`` and, where there are blocks, its spikes."""
+        conv = self.convs[-1]
+        if self.entry is not None and isinstance(self.last_pool, nn.Identity):
+            stream = conv.bias.new_empty((*spikes.shape[:-1], len(conv.bias)))
+            spikes = spike_conv2d_lif(spikes, conv(), conv.bias, padding=1, currents=stream, **self.entry)
+            return spikes.flatten(2, 3), stream.flatten(2, 3)
+        y = self.last_pool(spike_conv2d(spikes.flatten(0, 1), conv(), conv.bias, padding=1))
+        stream = y.permute(0, 2, 3, 1).unflatten(0, spikes.shape[:2]).flatten(2, 3).contiguous()
+        return (None if self.entry is None else lif(stream, packed=True, **self.entry)[0]), stream
+
+    def train(self, mode: bool = True) -> ImageInference:
+        """Stays in evaluation, whatever ``mode``."""
+        return super().train(False)
+
+
+def check_images(images: Tensor, size: int) -> None:
+    """Raise ValueError unless ``images`` are floating, ``[B, 3, size, size]``."""
+    if images.dim() != 4 or images.shape[1:] != (3, size, size):
+        raise ValueError(f"images must have shape [B, 3, {size}, {size}]; got {list(images.shape)}")
+    if not images.is_floating_point():
+        raise ValueError(f"images must be floating, in [0, 1]; got {images.dtype}")

@@ -1,0 +1,159 @@
+"""``ops.spike_matmul_lif`` and ``ops.spike_conv2d_lif``: a product of spikes and the neurons behind it, for inference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _backends
+from ._density import event_driven, sampled_density
+from .bn_lif import check_pool, check_tau
+from .lif import check_neuron
+from .packed import PackedSpikes, word_count
+from .reference.max_pool import pooled_size
+from .spike_conv2d import out_size, pair, spike_conv2d
+from .spike_matmul import check_beside, check_bias, spike_matmul
+from .weights import SpikeWeights
+
+
+def spike_matmul_lif(
+    s: PackedSpikes,
+    w: SpikeWeights,
+    bias: Tensor | None = None,
+    *,
+    add: Tensor | None = None,
+    currents: Tensor | None = None,
+    tau: float = 2.0,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    decay_input: bool = True,
+    backend: str = "auto",
+) -> PackedSpikes:
+    """``lif(s @ w + bias + add)`` over all time-steps, from packed spikes to packed spikes, without a gradient.
+
+    On a CPU the neurons are the epilogue of the event-driven product: currents and membranes stay in the caches and one bit a
+    spike is written. Elsewhere, and where ``auto`` multiplies densely (:func:`spike_matmul`), it is the two ops one after the
+    other. Currents and membranes are float32; the spikes are those of :func:`spikeclip.ops.lif`.
+
+    Args:
+        s: packed spikes ``[T, ..., K]``.
+        w: :func:`prepare_weights` of ``[K, N]``, float32 or integers.
+        bias: float32 ``[N]``, or None.
+        add: float32 ``[T, ..., N]``, contiguous, added to the currents (a residual stream), or None.
+        currents: a contiguous float32 tensor ``[T, ..., N]``, maybe ``add`` itself, that the currents are written to, or None.
+        tau, v_threshold, v_reset, decay_input: the neuron, as for :func:`spikeclip.ops.lif`; tau is a number.
+        backend: ``auto``, ``cpu``, ``cuda``, ``triton`` or ``torch``; a named one never falls back.
+
+    Returns:
+        Packed spikes ``[T, ..., N]``.
+
+    Raises:
+        TypeError: an argument of the wrong type. ValueError: a shape, dtype, device or number outside the above.
+        RuntimeError: the named backend is not available, or ``s`` carries a gradient.
+    """
+    _check(s, w, bias, 2, w.shape[-1])
+    if s.length != w.shape[0]:
+        raise ValueError(f"s must have K = {w.shape[0]} spikes in its last dimension, as w [K, N] has rows; got {s.length}")
+    shape = (*s.shape[:-1], w.shape[1])
+    return _run(s, w, bias, None, None, shape, add, currents, tau, v_threshold, v_reset, decay_input, backend)
+
+
+def spike_conv2d_lif(
+    s: PackedSpikes,
+    w: SpikeWeights,
+    bias: Tensor | None = None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    pool: tuple[int, int, int] | None = None,
+    add: Tensor | None = None,
+    currents: Tensor | None = None,
+    tau: float = 2.0,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    decay_input: bool = True,
+    backend: str = "auto",
+) -> PackedSpikes:
+    """``lif(max_pool(conv2d(s, w) + bias))``, as :func:`spike_matmul_lif`, for spikes ``[T, B, H, W, C]``.
+
+    Args:
+        s: packed spikes ``[T, B, H, W, C]``.
+        w: :func:`prepare_weights` of ``[O, C, kh, kw]``.
+        stride, padding: as for :func:`spike_conv2d`.
+        pool: (size, stride, padding) of a max-pool before the neurons, or None; not together with ``add`` or ``currents``.
+        bias, add, currents, tau, v_threshold, v_reset, decay_input, backend: as for :func:`spike_matmul_lif`.
+
+    Returns:
+        Packed spikes ``[T, B, OH, OW, O]``.
+
+    Raises:
+        As :func:`spike_matmul_lif`; also ValueError for a window larger than the padded image.
+    """
+    _check(s, w, bias, 4, w.shape[0])
+    if len(s.shape) != 5 or s.length != w.shape[1]:
+        raise ValueError(f"s must have shape [T, B, H, W, {w.shape[1]}], as w [O, C, kh, kw] has channels; got {list(s.shape)}")
+    window = pair("stride", stride, 1), pair("padding", padding, 0)
+    size = out_size(s.shape[2:4], w.shape[2:], *window)
+    if min(size) < 1:
+        raise ValueError(f"w's window {list(w.shape[2:])} must fit into the padded image; got {list(s.shape)}")
+    shape = (*s.shape[:2], *size, w.shape[0])
+    if pool is not None:
+        check_pool(pool, shape)
+        if add is not None or currents is not None:
+            raise ValueError("pool must be None beside add or currents")
+        shape = (*s.shape[:2], *pooled_size(size, pool), w.shape[0])
+    return _run(s, w, bias, window, pool, shape, add, currents, tau, v_threshold, v_reset, decay_input, backend)
+
+
+def _check(s, w, bias, dim: int, columns: int) -> None:
+    if not isinstance(s, PackedSpikes):
+        raise TypeError(f"s must be PackedSpikes; got {type(s).__name__}")
+    if not isinstance(w, SpikeWeights):
+        raise TypeError(f"w must be SpikeWeights (ops.prepare_weights); got {type(w).__name__}")
+    if w.values.dim() != dim:
+        raise ValueError(f"w must have {dim} dimensions; got {list(w.shape)}")
+    if len(s.shape) < 2 or not s.words.numel():
+        raise ValueError(f"s must have shape [T, ..., K] and not be empty; got {list(s.shape)}")
+    if s.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("s carries a gradient, and this op has none: call it under torch.no_grad()")
+    check_beside("w", w.values, s.words)
+    check_bias(bias, columns, s.words)
+
+
+def _run(s, w, bias, window, pool, shape, add, currents, tau, v_threshold, v_reset, decay_input, backend):
+    check_tau(tau)
+    check_neuron(v_threshold, v_reset, decay_input, False, "sigmoid", None, backend)
+    for name, tensor in (("add", add), ("currents", currents)):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor or None; got {type(tensor).__name__}")
+        if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            given = f"{tensor.dtype} of shape {list(tensor.shape)}"
+            raise ValueError(f"{name} must be float32, contiguous and of shape {list(shape)}; got {given}")
+        check_beside(name, tensor, s.words)
+    name = _backends.chosen(backend, s.device.type, torch.float32)
+    functions = _backends.functions(backend, s.device.type, torch.float32)
+    neuron = (float(tau), float(v_threshold), None if v_reset is None else float(v_reset), decay_input)
+    if name == "cpu" and (backend == "cpu" or _sparse(s, w, functions)):
+        words = s.words.new_empty((*shape[:-1], word_count(shape[-1])))
+        functions.spike_lif(s.words, s.length, w, bias, window, pool, add, currents, *neuron, words)
+        return PackedSpikes.trusted(words, shape[-1])
+    with torch.no_grad():
+        if window is None:
+            y = spike_matmul(s, w, bias, backend=backend)
+        else:
+            y = spike_conv2d(s.flatten(0, 1), w, bias, stride=window[0], padding=window[1], backend=backend)
+            y = y.permute(0, 2, 3, 1).unflatten(0, s.shape[:2])
+        y = (y if add is None else y + add).contiguous()
+        if currents is not None:
+            currents.copy_(y)
+        if pool is not None:
+            y, _ = functions.max_pool(y, torch.ones_like(y[0, 0, 0, 0]), pool)
+        words, _ = functions.bn_lif_fwd(y, None, None, None, *neuron, torch.int32)
+    return PackedSpikes.trusted(words, shape[-1])
+
+
+def _sparse(s: PackedSpikes, w: SpikeWeights, functions) -> bool:
+    rows = s.words.flatten(0, -2)
+    return event_driven(sampled_density(rows, s.length, functions.count), w.values.dtype, torch.float32, rows.shape[0])
