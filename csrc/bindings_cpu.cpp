@@ -42,6 +42,7 @@ struct Isa {
   void (*spike_lif)(const SpikeLif&);
   void (*spike_attention)(const SpikeAttention&);
   void (*spike_attention_grad)(const SpikeAttentionGrad&);
+  void (*spike_attention_lif)(const SpikeAttentionLif&);
 };
 
 #define SPIKECLIP_ROW(isa, supported)                                                                              \
@@ -49,7 +50,7 @@ struct Isa {
     #isa, supported, isa::lif_forward, isa::lif_backward, isa::bn_stats, isa::bn_lif_backward, isa::max_pool,       \
         isa::max_pool_grad, isa::pack, isa::unpack, isa::count, isa::tile_weights, isa::spike_matmul,              \
         isa::spike_matmul_grad, isa::spike_conv2d, isa::spike_conv2d_grad, isa::spike_lif, isa::spike_attention,   \
-        isa::spike_attention_grad                                                                                  \
+        isa::spike_attention_grad, isa::spike_attention_lif                                                        \
   }
 
 // Widest last.
@@ -192,16 +193,17 @@ void unpack(uintptr_t words, uintptr_t spikes, int dtype, int64_t rows, int64_t 
 
 int64_t count(uintptr_t words, int64_t number) { return current.count(at<uint32_t>(words), number); }
 
-Tiles tiles(int kind, int64_t length, int64_t columns) {
+Tiles tiles(int kind, int64_t length, int64_t columns, int64_t tap) {
   check_sizes(length, columns, 1);
-  return {WeightKind(kind), length, columns};
+  if (tap < 1 || length % tap != 0) throw std::invalid_argument("length must be a multiple of tap");
+  return {WeightKind(kind), length, columns, tap};
 }
 
-int64_t tile_bytes(int kind, int64_t length, int64_t columns) { return tiles(kind, length, columns).bytes(); }
+int64_t tile_bytes(int kind, int64_t length, int64_t columns, int64_t tap) { return tiles(kind, length, columns, tap).bytes(); }
 
 void tile_weights(uintptr_t weights, int dtype, std::array<int64_t, 2> strides, int kind, int64_t length, int64_t columns,
-                  uintptr_t out, int threads) {
-  current.tile_weights({tiles(kind, length, columns), at<void>(weights), Dtype(dtype), strides[0], strides[1], at<void>(out),
+                  int64_t tap, uintptr_t out, int threads) {
+  current.tile_weights({tiles(kind, length, columns, tap), at<void>(weights), Dtype(dtype), strides[0], strides[1], at<void>(out),
                         threads});
 }
 
@@ -209,7 +211,7 @@ void spike_matmul(uintptr_t words, int64_t rows, int kind, int64_t length, int64
                   uintptr_t scale, uintptr_t bias, uintptr_t out, int out_dtype, int threads) {
   check_sizes(rows, length, threads);
   prefer_huge_pages(at<void>(out), bytes(rows * columns, out_dtype));
-  current.spike_matmul({at<uint32_t>(words), rows, tiles(kind, length, columns), at<void>(weights), at<float>(scale),
+  current.spike_matmul({at<uint32_t>(words), rows, tiles(kind, length, columns, length), at<void>(weights), at<float>(scale),
                         at<float>(bias), at<void>(out), Dtype(out_dtype), threads});
 }
 
@@ -231,7 +233,7 @@ void spike_conv2d(uintptr_t words, const Conv2dShape& shape, int kind, int64_t c
   check_sizes(s.batch * s.out_height * s.out_width, s.height * s.width, threads);
   prefer_huge_pages(at<void>(out), bytes(s.batch * s.out_height * s.out_width * columns, out_dtype));
   current.spike_conv2d({s, at<uint32_t>(words), channels,
-                        tiles(kind, s.kernel_height * s.kernel_width * channels, columns), at<void>(weights),
+                        tiles(kind, s.kernel_height * s.kernel_width * channels, columns, channels), at<void>(weights),
                         at<float>(scale), at<float>(bias), at<void>(out), Dtype(out_dtype), threads});
 }
 
@@ -250,7 +252,7 @@ void spike_lif(uintptr_t words, int64_t steps, const Conv2dShape& shape, bool co
   const Conv2d s = conv2d(shape);
   check_sizes(steps, s.batch * s.out_height * s.out_width, threads);
   current.spike_lif({steps, s, convolution, at<uint32_t>(words), channels,
-                     tiles(kind, s.kernel_height * s.kernel_width * channels, columns), at<void>(weights), at<float>(scale),
+                     tiles(kind, s.kernel_height * s.kernel_width * channels, columns, channels), at<void>(weights), at<float>(scale),
                      at<float>(bias), pool[0], pool[1], pool[2], pool[3], pool[4], at<float>(add), at<float>(currents),
                      at<uint32_t>(out), LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}, threads});
 }
@@ -277,6 +279,14 @@ void spike_attention_grad(const std::array<uintptr_t, 3>& qkv, const AttentionSh
                                 at<void>(gradients[1]), at<void>(gradients[2])});
 }
 
+void spike_attention_lif(const std::array<uintptr_t, 3>& qkv, const AttentionShape& shape, float scale, int64_t steps,
+                         uintptr_t words, float tau, float v_threshold, float v_reset, bool decay_input, bool soft_reset,
+                         int threads) {
+  if (steps < 1 || shape[0] % steps != 0) throw std::invalid_argument("images must be a multiple of steps");
+  current.spike_attention_lif({attention(qkv, shape, scale, 0, 0, threads), steps, at<uint32_t>(words),
+                               LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -301,6 +311,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("spike_lif", &spike_lif, no_gil);
   m.def("spike_attention", &spike_attention, no_gil);
   m.def("spike_attention_grad", &spike_attention_grad, no_gil);
+  m.def("spike_attention_lif", &spike_attention_lif, no_gil);
   m.def("isa", [] { return current.name; });
   m.def("isas", &supported, "Instruction sets that this machine can run, widest last.");
   m.def("set_isa", &set_isa);

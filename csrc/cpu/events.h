@@ -8,6 +8,7 @@
 
 #include "convert.h"
 #include "lines.h"
+#include "spike_matmul.h"
 
 namespace spikeclip {
 namespace SPIKECLIP_ISA {
@@ -46,6 +47,34 @@ struct Padded : AlignedArray<float> {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// The line offsets of the bits of one row; returns how many there are.
+inline int64_t decode_bits(const uint8_t* row, int64_t bytes, uint16_t* list) {
+  EightShorts base = {};
+  int64_t count = 0;
+  for (int64_t b = 0; b < bytes; ++b) {
+    *reinterpret_cast<EightShorts*>(list + count) = *reinterpret_cast<const EightShorts*>(kBytes.offsets[row[b]]) + base;
+    count += kBytes.count[row[b]];
+    base += 8 * kLine;
+  }
+  return count;
+}
+
+// Elements that may be written beyond a list's end.
+constexpr int64_t kSpill = 32;
+
+// Scratch that a thread keeps from call to call.
+template <typename Slot, typename T>
+T* kept(int64_t count) {
+  thread_local std::unique_ptr<AlignedArray<T>> array;
+  thread_local int64_t size = 0;
+  if (array == nullptr || count > size) {
+    array.reset();
+    array = std::make_unique<AlignedArray<T>>(count);
+    size = count;
+  }
+  return array->data;
+}
+
 // Lists of `rows` rows over one block of at most `depth` inputs. Every list is padded to whole groups of four with the line of
 // zeros, which follows the block's own lines.
 struct Lists {
@@ -53,21 +82,22 @@ struct Lists {
   int32_t* start;     // [rows + 1], in groups
   int32_t* events;    // [rows], without the padding
 
-  static int64_t capacity(int64_t rows, int64_t depth) { return rows * (depth + 4) + 8; }
+  static int64_t capacity(int64_t rows, int64_t depth) { return rows * (depth + 4) + kSpill; }
+
+  Lists from(int64_t row) const { return {offsets, start + row, events + row}; }
+
+  // The sum of the lines that row r names.
+  template <typename Kind>
+  void sum(const char* tile, int64_t r, typename Kind::Wide* out) const {
+    Kind::sum(tile, offsets + int64_t{4} * start[r], start[r + 1] - start[r], events[r], out);
+  }
 
   // Row r has its bits in the `bytes` bytes at first + r * stride.
   void decode(const uint8_t* first, int64_t stride, int64_t bytes, int64_t rows, uint16_t zeros) {
     int32_t groups = 0;
     for (int64_t r = 0; r < rows; ++r) {
       uint16_t* list = offsets + int64_t{4} * groups;
-      const uint8_t* row = first + r * stride;
-      EightShorts base = {};
-      int64_t count = 0;
-      for (int64_t b = 0; b < bytes; ++b) {
-        *reinterpret_cast<EightShorts*>(list + count) = *reinterpret_cast<const EightShorts*>(kBytes.offsets[row[b]]) + base;
-        count += kBytes.count[row[b]];
-        base += 8 * kLine;
-      }
+      const int64_t count = decode_bits(first + r * stride, bytes, list);
       for (int i = 0; i < 4; ++i) list[count + i] = zeros;
       start[r] = groups;
       events[r] = static_cast<int32_t>(count);
@@ -76,6 +106,18 @@ struct Lists {
     start[rows] = groups;
   }
 };
+
+// A row's sums as float32, scaled (integers) and biased.
+template <typename Kind>
+void finish(const typename Kind::Wide* sums, const float* scale, const float* bias, float* values) {
+#pragma omp simd
+  for (int i = 0; i < Kind::kColumns; ++i) {
+    if constexpr (std::is_same_v<typename Kind::Wide, float>)
+      values[i] = sums[i] + bias[i];
+    else
+      values[i] = static_cast<float>(sums[i]) * scale[i] + bias[i];
+  }
+}
 
 // What becomes of a row's finished sums: scaled (integers), biased, rounded to the output's type.
 struct Output {
@@ -89,13 +131,7 @@ struct Output {
   template <typename Kind>
   void write(int64_t row, int64_t column, const typename Kind::Wide* sums) const {
     alignas(kLine) float values[Kind::kColumns];
-#pragma omp simd
-    for (int i = 0; i < Kind::kColumns; ++i) {
-      if constexpr (std::is_same_v<typename Kind::Wide, float>)
-        values[i] = sums[i] + bias[column + i];
-      else
-        values[i] = static_cast<float>(sums[i]) * scale[column + i] + bias[column + i];
-    }
+    finish<Kind>(sums, scale + column, bias + column, values);
     const int64_t here = row * columns + column, width = std::min<int64_t>(Kind::kColumns, columns - column);
     if (dtype != Dtype::f32) return store_row(data, dtype, here, width, values);
     float* to = static_cast<float*>(data) + here;
@@ -122,8 +158,7 @@ void add_block(const char* tile, const Lists& lists, int64_t rows, typename Kind
                const Output& out, int64_t row, int64_t column) {
   for (int64_t m = 0; m < rows; ++m) {
     alignas(kLine) typename Kind::Wide sum[Kind::kColumns];
-    const int32_t start = lists.start[m];
-    Kind::sum(tile, lists.offsets + int64_t{4} * start, lists.start[m + 1] - start, lists.events[m], sum);
+    lists.template sum<Kind>(tile, m, sum);
     typename Kind::Wide* kept = sums + m * Kind::kColumns;
     if (!first) {
 #pragma omp simd
@@ -136,13 +171,31 @@ void add_block(const char* tile, const Lists& lists, int64_t rows, typename Kind
   }
 }
 
-// Where packed rows come from: memory, as they are.
+// Where packed rows come from: memory, as they are. A source gives rows of bits, or a panel of rows that becomes lists.
 struct PackedRows {
   const uint32_t* words;
   int64_t stride;  // in words
 
   int64_t scratch(int64_t) const { return 0; }
   const uint32_t* rows(int64_t first, int64_t, uint32_t*) const { return words + first * stride; }
+
+  struct Panel {
+    const uint32_t* first;
+    int64_t stride, count;
+
+    // At least as many events as all lists hold together.
+    int64_t events() const {
+      int64_t total = 0;
+      for (int64_t i = 0; i < count * stride; ++i) total += __builtin_popcount(first[i]);
+      return total;
+    }
+    void decode(const Tiles& tiles, int64_t block, Lists& lists) const {
+      const int64_t length = tiles.block_length(block);
+      lists.decode(reinterpret_cast<const uint8_t*>(first) + tiles.block_start(block) / 8, 4 * stride, ceil_div(length, 8), count,
+                   static_cast<uint16_t>(length * kLine));
+    }
+  };
+  Panel panel(const Tiles&, int64_t first, int64_t count) const { return {words + first * stride, stride, count}; }
 };
 
 }  // namespace SPIKECLIP_ISA

@@ -25,7 +25,7 @@ template <typename Kind, typename Source>
 void multiply_by(const Product& c, const Source& source) {
   constexpr int64_t kPanel = 1024;
   const Tiles& tiles = c.tiles;
-  const int64_t row_bytes = 4 * words_per_row(tiles.length), strips = tiles.strips(), blocks = tiles.blocks();
+  const int64_t strips = tiles.strips(), blocks = tiles.blocks();
   const int threads = c.rows * strips < 64 ? 1 : c.threads;
   const int64_t panel = ceil_div(c.rows, ceil_div(ceil_div(c.rows, kPanel), threads) * threads);
   const int64_t panels = ceil_div(c.rows, panel);
@@ -39,7 +39,6 @@ void multiply_by(const Product& c, const Source& source) {
   const AlignedArray<uint16_t> offsets(threads * blocks * list_size);
   const AlignedArray<int32_t> starts(threads * blocks * (panel + 1)), events(threads * blocks * panel);
   const AlignedArray<typename Kind::Wide> sums(blocks > 1 ? threads * panel * Kind::kColumns : 0);
-  const AlignedArray<uint32_t> scratch(threads * source.scratch(panel));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (int64_t job = 0; job < panels * shares; ++job) {
     const int64_t me = thread_index(), share = job % shares;
@@ -48,11 +47,10 @@ void multiply_by(const Product& c, const Source& source) {
       const int64_t at = me * blocks + block;
       return Lists{offsets.data + at * list_size, starts.data + at * (panel + 1), events.data + at * panel};
     };
-    const auto* bits = reinterpret_cast<const uint8_t*>(source.rows(first, rows, scratch.data + me * source.scratch(panel)));
+    const auto bits = source.panel(tiles, first, rows);
     for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t length = tiles.block_length(block);
-      lists(block).decode(bits + block * (Kind::kDepth / 8), row_bytes, ceil_div(length, 8), rows,
-                          static_cast<uint16_t>(length * kLine));
+      Lists mine = lists(block);
+      bits.decode(tiles, block, mine);
     }
     typename Kind::Wide* mine = blocks > 1 ? sums.data + me * panel * Kind::kColumns : nullptr;
     for (int64_t strip = share * strips / shares; strip < (share + 1) * strips / shares; ++strip)

@@ -3,6 +3,7 @@
 #include "spike_attention.h"
 
 #include "events.h"
+#include "fire.h"
 #include "pack.h"
 #include "threads.h"
 
@@ -146,6 +147,39 @@ void attend_by_counts(const SpikeAttention& c) {
   return largest < (1 << 16) ? attend<kFixed, uint16_t>(c) : attend<kFixed, uint32_t>(c);
 }
 
+// A head of one image through all steps: its counts are currents that never leave the thread.
+template <int kFixed, typename T, bool decay_input, bool soft_reset>
+void attend_and_fire(const SpikeAttentionLif& c) {
+  const SpikeAttention& f = c.forward;
+  const Shape s(f);
+  const int64_t batch = f.images / c.steps, halves = 2 * s.stride;
+  const AlignedArray<T> scratch(f.threads * (s.matrix + 2 * s.padded));
+  const AlignedArray<float> membranes(f.threads * f.q_tokens * kFixed);
+#pragma omp parallel for schedule(static) num_threads(f.threads) collapse(2)
+  for (int64_t image = 0; image < batch; ++image)
+    for (int64_t head = 0; head < f.heads; ++head) {
+      T* counts = scratch.data + thread_index() * (s.matrix + 2 * s.padded);
+      T *row = counts + s.matrix, *sum = row + s.padded;
+      float* v = membranes.data + thread_index() * f.q_tokens * kFixed;
+      std::fill(v, v + f.q_tokens * kFixed, c.params.v_reset);
+      for (int64_t t = 0; t < c.steps; ++t) {
+        count_pairs<kFixed>(f, s, t * batch + image, head, counts, row);
+        for (int64_t n = 0; n < f.q_tokens; ++n) {
+          const int64_t token = (t * batch + image) * f.q_tokens + n;
+          sum_rows<kFixed>({f.q + token * s.stride, head * s.width, s.width}, counts, s.padded, sum);
+          alignas(kLine) float current[kFixed];
+#pragma omp simd
+          for (int j = 0; j < kFixed; ++j) current[j] = static_cast<float>(sum[j]) * f.scale;
+          const uint64_t bits = fire_row<kFixed, decay_input, soft_reset>(current, v + n * kFixed, c.params);
+          auto* to = reinterpret_cast<uint16_t*>(c.words) + token * halves + head * (kFixed / 16);
+          for (int i = 0; i < kFixed / 16; ++i) to[i] = static_cast<uint16_t>(bits >> (16 * i));
+          if (head == f.heads - 1)
+            for (int64_t i = f.channels / 16; i < halves; ++i) to[i - head * (kFixed / 16)] = 0;
+        }
+      }
+    }
+}
+
 // Tokens whose rows are multiplied at a time, so that a matrix' row is loaded once for all and their sums stay in registers.
 constexpr int64_t kTokens = 4;
 
@@ -245,6 +279,19 @@ void by_width(const SpikeAttention& c, F f) {
 
 void spike_attention(const SpikeAttention& c) {
   by_width(c, [&](auto width) { attend_by_counts<width.value>(c); });
+}
+
+void spike_attention_lif(const SpikeAttentionLif& c) {
+  by_width(c.forward, [&](auto width) {
+    if constexpr (width.value != 0)
+      by_neuron(c.params, [&](auto decay_input, auto soft_reset) {
+        constexpr bool decay = decltype(decay_input)::value, soft = decltype(soft_reset)::value;
+        if (c.forward.k_tokens * width.value < (1 << 16))
+          attend_and_fire<width.value, uint16_t, decay, soft>(c);
+        else
+          attend_and_fire<width.value, uint32_t, decay, soft>(c);
+      });
+  });
 }
 
 void spike_attention_grad(const SpikeAttentionGrad& c) {

@@ -25,10 +25,19 @@ struct SpikeAttentionGrad {
   void* dv;
 };
 
+// Attention and the neurons behind it, for heads whose width is 16, 32, 48 or 64.
+struct SpikeAttentionLif {
+  SpikeAttention forward;  // images: of all steps, [steps, batch]; out: not used
+  int64_t steps;
+  uint32_t* words;  // [images, q tokens, words_per_row(channels)]
+  LifParams params;
+};
+
 #define SPIKECLIP_DECLARE(isa)                                \
   namespace isa {                                             \
   void spike_attention(const SpikeAttention& call);           \
   void spike_attention_grad(const SpikeAttentionGrad& call);  \
+  void spike_attention_lif(const SpikeAttentionLif& call);    \
   }
 SPIKECLIP_DECLARE(baseline)
 #if defined(__x86_64__)

@@ -1,17 +1,21 @@
 // Compiled once per instruction set. A thread walks panels of neighbouring rows through all their steps: it decodes the panel's
-// bits once, and for every strip of columns adds up one step after the other, so that currents and membranes of a strip stay in
-// the caches and only bits leave them. With a pool a panel is a band of one image.
+// bits once, and for every strip of columns adds up all steps and lets its neurons fire, so that currents stay in the caches,
+// membranes in registers, and only bits leave them. With a pool a panel is a band of one image.
 #include "spike_lif.h"
 
+#include <limits>
+#include <vector>
+
+#include "fire.h"
 #include "product.h"
 #include "windows.h"
-#include "words.h"
 
 namespace spikeclip {
 namespace SPIKECLIP_ISA {
 namespace {
 
 constexpr int64_t kPanelRows = 1024;  // of all steps together
+constexpr int64_t kRowsAtOnce = 64;
 constexpr int64_t kBandRows = 4096;   // the same where neighbouring bands share rows
 
 // Rows of one step: of the product, and of what the pool leaves.
@@ -45,7 +49,6 @@ struct Panels {
   int64_t largest() const {
     return c.pool_size == 0 ? each : std::min(c.shape.out_height, (each - 1) * c.pool_stride + c.pool_size) * c.shape.out_width;
   }
-  int64_t largest_out() const { return c.pool_size == 0 ? each : each * c.pooled_width; }
 
   Panel operator[](int64_t i) const {
     const Conv2d& s = c.shape;
@@ -61,18 +64,11 @@ struct Panels {
   }
 };
 
-// Scratch that a thread keeps from call to call.
-template <int kSlot, typename T>
-T* kept(int64_t count) {
-  thread_local std::unique_ptr<AlignedArray<T>> array;
-  thread_local int64_t size = 0;
-  if (count > size) {
-    array.reset();
-    array = std::make_unique<AlignedArray<T>>(count);
-    size = count;
-  }
-  return array->data;
-}
+struct SumsSlot;
+struct CurrentsSlot;
+struct MembranesSlot;
+struct OffsetsSlot;
+struct StartsSlot;
 
 template <typename Kind, bool decay_input, bool soft_reset, typename Source>
 struct Worker {
@@ -82,116 +78,112 @@ struct Worker {
   const SpikeLif& c;
   const Source& source;
   const float *scale, *bias;  // padded to whole strips
-  LifParams params;
   std::unique_ptr<Lists[]> lists;  // [steps, blocks]
-  Wide* sums;                      // [panel rows, kColumns]
-  float *currents, *pooled, *membranes;
+  Wide* sums;                      // [steps, panel rows, kColumns], where there are several blocks
+  float* currents;                 // [steps, panel rows, kColumns] with a pool, else [kRowsAtOnce, kColumns]
+  float* membranes;                // [kRowsAtOnce, kColumns]
 
   Worker(const SpikeLif& c, const Source& source, const Padded& scale, const Padded& bias, const Panels& panels)
-      : c(c), source(source), scale(scale.data), bias(bias.data), params(c.params), lists(new Lists[c.steps * c.tiles.blocks()]),
-        sums(kept<0, Wide>(panels.largest() * kColumns)), currents(kept<1, float>(panels.largest() * kColumns)),
-        pooled(kept<2, float>(kColumns)), membranes(kept<3, float>(panels.largest_out() * kColumns)) {
-    params.decay_input = decay_input;
-    params.soft_reset = soft_reset;
-  }
+      : c(c), source(source), scale(scale.data), bias(bias.data), lists(new Lists[c.steps * c.tiles.blocks()]),
+        sums(kept<SumsSlot, Wide>(c.tiles.blocks() > 1 ? c.steps * panels.largest() * kColumns : 0)),
+        currents(kept<CurrentsSlot, float>((c.pool_size != 0 ? c.steps * panels.largest() : kRowsAtOnce) * kColumns)),
+        membranes(kept<MembranesSlot, float>(kRowsAtOnce * kColumns)) {}
 
   void decode(const Panel& panel) {
     const Tiles& tiles = c.tiles;
-    const int64_t row_words = words_per_row(tiles.length), blocks = tiles.blocks();
-    const int64_t step_rows = c.shape.batch * c.shape.out_height * c.shape.out_width;
-    const int64_t window_words = source.scratch(panel.count);
-    uint32_t* windows = kept<4, uint32_t>(c.steps * window_words);
+    const int64_t blocks = tiles.blocks(), step_rows = c.shape.batch * c.shape.out_height * c.shape.out_width;
+    std::vector<typename Source::Panel> steps;
     int64_t events = 0;
-    std::unique_ptr<const uint32_t*[]> rows(new const uint32_t*[c.steps]);
     for (int64_t t = 0; t < c.steps; ++t) {
-      rows[t] = source.rows(t * step_rows + panel.first, panel.count, windows + t * window_words);
-      for (int64_t i = 0; i < panel.count * row_words; ++i) events += __builtin_popcount(rows[t][i]);
+      steps.push_back(source.panel(tiles, t * step_rows + panel.first, panel.count));
+      events += steps.back().events();
     }
     const int64_t number = c.steps * blocks;
-    uint16_t* offsets = kept<5, uint16_t>(events + 4 * panel.count * number + 16);
-    int32_t* starts = kept<6, int32_t>(number * (2 * panel.count + 1));
+    uint16_t* offsets = kept<OffsetsSlot, uint16_t>(events + 4 * panel.count * number + kSpill);
+    int32_t* starts = kept<StartsSlot, int32_t>(number * (2 * panel.count + 1));
     for (int64_t i = 0; i < number; ++i) {
-      const int64_t block = i % blocks, length = tiles.block_length(block);
       lists[i] = {offsets, starts, starts + panel.count + 1};
-      lists[i].decode(reinterpret_cast<const uint8_t*>(rows[i / blocks]) + block * (Kind::kDepth / 8), 4 * row_words,
-                      ceil_div(length, 8), panel.count, static_cast<uint16_t>(length * kLine));
+      steps[i / blocks].decode(tiles, i % blocks, lists[i]);
       offsets += int64_t{4} * lists[i].start[panel.count];
       starts += 2 * panel.count + 1;
     }
   }
 
-  // One strip of a panel, step after step.
+  const Lists& list(int64_t t, int64_t block) const { return lists[t * c.tiles.blocks() + block]; }
+  const char* tile(int64_t strip, int64_t block) const {
+    return static_cast<const char*>(c.weights) + c.tiles.offset(strip, block);
+  }
+
   void strip(const Panel& panel, int64_t strip) {
-    const int64_t column = strip * kColumns, blocks = c.tiles.blocks();
-    const char* weights = static_cast<const char*>(c.weights);
+    const int64_t last = c.tiles.blocks() - 1, column = strip * kColumns, count = panel.count;
     const Output to{currents, Dtype::f32, kColumns, scale + column, bias + column, false};
-    std::fill(membranes, membranes + panel.out_count * kColumns, params.v_reset);
-    for (int64_t t = 0; t < c.steps; ++t) {
-      for (int64_t block = 0; block < blocks; ++block)
-        add_block<Kind>(weights + c.tiles.offset(strip, block), lists[t * blocks + block], panel.count, sums, block == 0,
-                        block == blocks - 1, to, 0, 0);
-      if (c.add != nullptr || c.currents != nullptr) exchange(panel, t, column);
-      fire(panel, t, column);
+    for (int64_t block = 0; block < last; ++block)
+      for (int64_t t = 0; t < c.steps; ++t)
+        add_block<Kind>(tile(strip, block), list(t, block), count, sums + t * count * kColumns, block == 0, false, to, 0, 0);
+    if (c.pool_size != 0) {
+      for (int64_t t = 0; t < c.steps; ++t)
+        add_block<Kind>(tile(strip, last), list(t, last), count, sums + t * count * kColumns, last == 0, true, to, t * count, 0);
+      fire_pooled(panel, column);
+      return;
+    }
+    // A few rows at a time, so that their currents and membranes stay in the first-level cache.
+    for (int64_t first = 0; first < count; first += kRowsAtOnce) {
+      const int64_t rows = std::min(kRowsAtOnce, count - first);
+      std::fill(membranes, membranes + rows * kColumns, c.params.v_reset);
+      for (int64_t t = 0; t < c.steps; ++t) {
+        add_block<Kind>(tile(strip, last), list(t, last).from(first), rows, sums + (t * count + first) * kColumns, last == 0,
+                        true, to, 0, 0);
+        if (c.add != nullptr || c.currents != nullptr)
+          for (int64_t m = 0; m < rows; ++m) exchange(panel, t, first + m, column, currents + m * kColumns);
+        for (int64_t m = 0; m < rows; ++m)
+          fire(panel, t, first + m, column, currents + m * kColumns, membranes + m * kColumns);
+      }
     }
   }
 
-  void exchange(const Panel& panel, int64_t t, int64_t column) {
+  void fire_pooled(const Panel& panel, int64_t column) {
+    alignas(kLine) float largest[kColumns];
+    for (int64_t m = 0; m < panel.out_count; ++m) {
+      std::fill(membranes, membranes + kColumns, c.params.v_reset);
+      for (int64_t t = 0; t < c.steps; ++t) {
+        pool(panel, t, m, largest);
+        fire(panel, t, m, column, largest, membranes);
+      }
+    }
+  }
+
+  void exchange(const Panel& panel, int64_t t, int64_t m, int64_t column, float* current) const {
     const int64_t columns = c.tiles.columns, width = std::min<int64_t>(kColumns, columns - column);
     const int64_t rows = c.shape.batch * c.shape.out_height * c.shape.out_width;
-    for (int64_t m = 0; m < panel.count; ++m) {
-      const int64_t at = (t * rows + panel.first + m) * columns + column;
-      float* row = currents + m * kColumns;
-      if (c.add != nullptr)
+    const int64_t at = (t * rows + panel.first + m) * columns + column;
+    if (c.add != nullptr)
 #pragma omp simd
-        for (int64_t i = 0; i < width; ++i) row[i] += c.add[at + i];
-      if (c.currents != nullptr) memcpy(c.currents + at, row, static_cast<size_t>(width) * 4);
-    }
+      for (int64_t i = 0; i < width; ++i) current[i] += c.add[at + i];
+    if (c.currents != nullptr) memcpy(c.currents + at, current, static_cast<size_t>(width) * 4);
   }
 
-  void fire(const Panel& panel, int64_t t, int64_t column) {
-    const int64_t row_words = words_per_row(c.tiles.columns);
-    const int64_t rows = c.shape.batch * c.pooled_height * c.pooled_width;
+  void fire(const Panel& panel, int64_t t, int64_t m, int64_t column, const float* current, float* v) const {
+    const int64_t row_words = words_per_row(c.tiles.columns), rows = c.shape.batch * c.pooled_height * c.pooled_width;
     const int64_t width = std::min<int64_t>(kColumns, c.tiles.columns - column);
     const uint64_t inside = width < 64 ? (uint64_t{1} << width) - 1 : ~uint64_t{0};
     const bool last = column + kColumns >= c.tiles.columns;  // then it also fills its row's last word
     const int64_t halves = last ? 2 * row_words - column / 16 : kColumns / 16;
-    for (int64_t m = 0; m < panel.out_count; ++m) {
-      const float* current = c.pool_size == 0 ? currents + m * kColumns : pool(panel, m);
-      const uint64_t bits = step(current, membranes + m * kColumns) & inside;
-      auto* to = reinterpret_cast<uint16_t*>(c.out + (t * rows + panel.out_first + m) * row_words) + column / 16;
-      for (int64_t i = 0; i < halves; ++i) to[i] = static_cast<uint16_t>(bits >> (16 * i));
-    }
+    const uint64_t bits = fire_row<kColumns, decay_input, soft_reset>(current, v, c.params) & inside;
+    auto* to = reinterpret_cast<uint16_t*>(c.out + (t * rows + panel.out_first + m) * row_words) + column / 16;
+    for (int64_t i = 0; i < halves; ++i) to[i] = static_cast<uint16_t>(bits >> (16 * i));
   }
 
-  uint64_t step(const float* current, float* v) const {
-    alignas(kLine) float h[kColumns];
-#pragma omp simd
-    for (int i = 0; i < kColumns; ++i) {
-      h[i] = lif_charge(v[i], current[i], params);
-      v[i] = lif_reset(h[i], params);
-    }
-    uint64_t bits = 0;
-    for (int i = 0; i < kColumns; i += 16) bits |= static_cast<uint64_t>(reached(h + i, params.v_threshold)) << i;
-    return bits;
-  }
-
-  const float* pool(const Panel& panel, int64_t m) const {
+  void pool(const Panel& panel, int64_t t, int64_t m, float* largest) const {
     const Conv2d& s = c.shape;
     const int64_t top = (panel.out_top + m / c.pooled_width) * c.pool_stride - c.pool_padding;
     const int64_t left = m % c.pooled_width * c.pool_stride - c.pool_padding;
-    bool fresh = true;
+    std::fill(largest, largest + kColumns, -std::numeric_limits<float>::infinity());
     for (int64_t y = std::max<int64_t>(0, top); y < std::min(s.out_height, top + c.pool_size); ++y)
       for (int64_t x = std::max<int64_t>(0, left); x < std::min(s.out_width, left + c.pool_size); ++x) {
-        const float* row = currents + ((y - panel.top) * s.out_width + x) * kColumns;
-        if (fresh) {
-          memcpy(pooled, row, sizeof(float) * kColumns);
-          fresh = false;
-          continue;
-        }
+        const float* row = currents + (t * panel.count + (y - panel.top) * s.out_width + x) * kColumns;
 #pragma omp simd
-        for (int i = 0; i < kColumns; ++i) pooled[i] = row[i] > pooled[i] || row[i] != row[i] ? row[i] : pooled[i];
+        for (int i = 0; i < kColumns; ++i) largest[i] = row[i] > largest[i] || row[i] != row[i] ? row[i] : largest[i];
       }
-    return pooled;
   }
 };
 
@@ -218,11 +210,9 @@ void run(const SpikeLif& c, const Source& source) {
 
 template <typename Kind, typename Source>
 void run_neuron(const SpikeLif& c, const Source& source) {
-  const LifParams& p = c.params;
-  if (p.decay_input)
-    p.soft_reset ? run<Kind, true, true>(c, source) : run<Kind, true, false>(c, source);
-  else
-    p.soft_reset ? run<Kind, false, true>(c, source) : run<Kind, false, false>(c, source);
+  by_neuron(c.params, [&](auto decay_input, auto soft_reset) {
+    run<Kind, decltype(decay_input)::value, decltype(soft_reset)::value>(c, source);
+  });
 }
 
 template <typename Source>

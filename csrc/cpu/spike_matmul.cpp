@@ -26,14 +26,14 @@ void fill_tile(const TileWeights& c, int64_t first, int64_t length, int64_t widt
 
 void tile_weights(const TileWeights& c) {
   const Tiles& tiles = c.tiles;
-  const int64_t columns = tile_columns(tiles.kind), depth = tile_depth(tiles.kind);
+  const int64_t columns = tile_columns(tiles.kind);
   const int threads = tiles.bytes() < (1 << 16) ? 1 : c.threads;
 #pragma omp parallel for schedule(static) num_threads(threads) collapse(2)
   for (int64_t strip = 0; strip < tiles.strips(); ++strip)
     for (int64_t block = 0; block < tiles.blocks(); ++block) {
       char* tile = static_cast<char*>(c.out) + tiles.offset(strip, block);
       const int64_t length = tiles.block_length(block), width = std::min(columns, tiles.columns - strip * columns);
-      const int64_t first = block * depth * c.row_stride + strip * columns * c.column_stride;
+      const int64_t first = tiles.block_start(block) * c.row_stride + strip * columns * c.column_stride;
       const auto same = [](int64_t i) { return i; };
       // Columns beyond the last are never written out; zeros keep them from overflowing or being denormal.
       memset(tile, 0, static_cast<size_t>(length + 1) * kLine);

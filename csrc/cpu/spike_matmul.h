@@ -13,21 +13,30 @@ enum class WeightKind : int { f32 = 0, i16 = 1, i8 = 2 };
 inline int64_t tile_columns(WeightKind kind) { return kind == WeightKind::f32 ? 16 : kind == WeightKind::i16 ? 32 : 64; }
 inline int64_t tile_depth(WeightKind kind) { return kind == WeightKind::i8 ? 256 : 384; }
 
-// Weights [length, columns] as tiles: per strip of tile_columns columns, per block of tile_depth rows, its rows' lines and a
-// line of zeros.
+// Weights [length, columns] as tiles: per strip of tile_columns columns, per block of at most tile_depth rows, its rows' lines
+// and a line of zeros. A tap's rows (a convolution's channels at one place of its window; all rows of a matrix) either lie in
+// one block, with as many other taps as there is room for, or are split into parts of whole bytes of spikes.
+// spikeclip/ops/weights.py has the same rule.
 struct Tiles {
   WeightKind kind;
-  int64_t length, columns;
+  int64_t length, columns, tap;
 
-  int64_t blocks() const { return (length + tile_depth(kind) - 1) / tile_depth(kind); }
+  int64_t parts() const { return (tap + tile_depth(kind) - 1) / tile_depth(kind); }
+  int64_t part() const { return ((tap + parts() - 1) / parts() + 7) / 8 * 8; }  // rows, where there are several
+  int64_t group() const { return tile_depth(kind) / tap; }                      // taps of a block, where there is one part
+  int64_t blocks() const { return parts() > 1 ? length / tap * parts() : (length / tap + group() - 1) / group(); }
   int64_t strips() const { return (columns + tile_columns(kind) - 1) / tile_columns(kind); }
+  int64_t block_start(int64_t block) const {
+    return parts() > 1 ? block / parts() * tap + block % parts() * part() : block * group() * tap;
+  }
   int64_t block_length(int64_t block) const {
-    const int64_t left = length - block * tile_depth(kind);
-    return left < tile_depth(kind) ? left : tile_depth(kind);
+    const int64_t left = parts() > 1 ? tap - block % parts() * part() : length - block_start(block);
+    const int64_t most = parts() > 1 ? part() : group() * tap;
+    return left < most ? left : most;
   }
   int64_t bytes() const { return strips() * (length + blocks()) * 64; }
   int64_t offset(int64_t strip, int64_t block) const {
-    return (strip * (length + blocks()) + block * (tile_depth(kind) + 1)) * 64;
+    return (strip * (length + blocks()) + block_start(block) + block) * 64;
   }
 };
 

@@ -1,15 +1,19 @@
-// Where the rows of a convolution come from: every output pixel's window of bits, gathered a panel at a time, at one bit a spike.
+// Where the rows of a convolution come from: every output pixel's window of bits.
 #pragma once
 
 #include <string.h>
 
 #include <algorithm>
+#include <vector>
 
+#include "events.h"
 #include "pack.h"
 #include "spike_conv2d.h"
 
 namespace spikeclip {
 namespace SPIKECLIP_ISA {
+
+typedef uint16_t LooseShorts __attribute__((vector_size(kVector), may_alias, aligned(2)));
 
 struct Windows {
   Conv2d shape;
@@ -37,6 +41,94 @@ struct Windows {
         }
     }
     return out;
+  }
+
+  // The pixels under a panel's windows, each decoded once; a window's list is its pixels' lists, moved to where their taps lie.
+  struct Panel {
+    const Windows* source;
+    int64_t first, count;
+    int64_t pixels_first;            // the first pixel decoded
+    std::vector<uint16_t> offsets;   // of every part of every pixel, from the part's first line
+    std::vector<int32_t> starts;     // [parts, pixels + 1], into offsets
+
+    int64_t events() const {
+      const int64_t taps = source->shape.kernel_height * source->shape.kernel_width;
+      return taps * static_cast<int64_t>(offsets.size());
+    }
+
+    void decode(const Tiles& tiles, int64_t block, Lists& lists) const {
+      const Conv2d& s = source->shape;
+      const int64_t parts = tiles.parts(), channels = source->channels, taps = s.kernel_height * s.kernel_width;
+      const int64_t tap = parts > 1 ? block / parts : block * tiles.group();
+      const int64_t end = parts > 1 ? tap + 1 : std::min(taps, tap + tiles.group());
+      const int64_t pixels = static_cast<int64_t>(starts.size()) / parts;
+      const int32_t* start = starts.data() + block % parts * pixels;
+      const uint16_t zeros = static_cast<uint16_t>(tiles.block_length(block) * kLine);
+      struct Tap {
+        int64_t down, right;
+        uint16_t base;
+      };
+      std::vector<Tap> places;
+      for (int64_t i = tap; i < end; ++i)
+        places.push_back({i / s.kernel_width - s.pad_height, i % s.kernel_width - s.pad_width,
+                          static_cast<uint16_t>((i - tap) * channels * kLine)});
+      int64_t x = first % s.out_width, y = first / s.out_width % s.out_height, image = first / s.out_width / s.out_height;
+      int32_t groups = 0;
+      for (int64_t m = 0; m < count; ++m) {
+        uint16_t* list = lists.offsets + int64_t{4} * groups;
+        const int64_t top = y * s.stride_height, left = x * s.stride_width;
+        const int64_t origin = (image * s.height + top) * s.width + left - pixels_first;
+        int64_t length = 0;
+        for (const Tap& place : places) {
+          const uint64_t row = static_cast<uint64_t>(top + place.down), column = static_cast<uint64_t>(left + place.right);
+          if (row >= static_cast<uint64_t>(s.height) || column >= static_cast<uint64_t>(s.width)) continue;
+          const int32_t* from = start + origin + place.down * s.width + place.right;
+          append(list + length, offsets.data() + from[0], from[1] - from[0], place.base);
+          length += from[1] - from[0];
+        }
+        for (int i = 0; i < 4; ++i) list[length + i] = zeros;
+        lists.start[m] = groups;
+        lists.events[m] = static_cast<int32_t>(length);
+        groups += static_cast<int32_t>((length + 3) / 4);
+        if (++x == s.out_width) {
+          x = 0;
+          if (++y == s.out_height) y = 0, ++image;
+        }
+      }
+      lists.start[count] = groups;
+    }
+
+    static void append(uint16_t* to, const uint16_t* from, int64_t number, uint16_t base) {
+      for (int64_t i = 0; i < number; i += kVector / 2)
+        *reinterpret_cast<LooseShorts*>(to + i) = *reinterpret_cast<const LooseShorts*>(from + i) + base;
+    }
+  };
+
+  Panel panel(const Tiles& tiles, int64_t first, int64_t count) const {
+    const Conv2d& s = shape;
+    const auto image_row = [&](int64_t pixel, int64_t ky) {
+      const int64_t y = pixel / s.out_width % s.out_height * s.stride_height - s.pad_height + ky;
+      return pixel / s.out_width / s.out_height * s.height + std::clamp<int64_t>(y, 0, s.height);
+    };
+    Panel panel{this, first, count, image_row(first, 0) * s.width, {}, {}};
+    const int64_t pixels = image_row(first + count - 1, s.kernel_height) * s.width - panel.pixels_first;
+    const int64_t parts = tiles.parts(), words_each = words_per_row(channels);
+    const auto* bits = reinterpret_cast<const uint8_t*>(words + panel.pixels_first * words_each);
+    int64_t events = 0;
+    for (int64_t i = 0; i < pixels * words_each; ++i) events += __builtin_popcount(words[panel.pixels_first * words_each + i]);
+    panel.offsets.resize(static_cast<size_t>(events + kSpill));
+    panel.starts.resize(static_cast<size_t>(parts * (pixels + 1)));
+    int64_t end = 0;
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t from = parts > 1 ? part * tiles.part() : 0, length = parts > 1 ? std::min(tiles.part(), channels - from) : channels;
+      int32_t* start = panel.starts.data() + part * (pixels + 1);
+      for (int64_t p = 0; p < pixels; ++p) {
+        start[p] = static_cast<int32_t>(end);
+        end += decode_bits(bits + 4 * p * words_each + from / 8, ceil_div(length, 8), panel.offsets.data() + end);
+      }
+      start[pixels] = static_cast<int32_t>(end);
+    }
+    return panel;
   }
 
   static void copy_bits(const uint32_t* from, int64_t count, uint32_t* window, int64_t bit) {

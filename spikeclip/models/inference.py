@@ -14,10 +14,9 @@ from ..ops import (
     SpikeWeights,
     lif,
     prepare_weights,
-    spike_attention,
+    spike_attention_lif,
     spike_conv2d,
     spike_conv2d_lif,
-    spike_matmul,
     spike_matmul_lif,
 )
 
@@ -25,8 +24,8 @@ from ..ops import (
 class FoldedWeights(nn.Module):
     """Weights and bias of a layer and the BatchNorm behind it, as :func:`spikeclip.ops.prepare_weights` holds them.
 
-    They are buffers, so that they are saved, copied and moved; ``forward()`` returns the weights in the kernel's layout, made anew
-    after any of these.
+    They are buffers, so that they are saved, copied and moved; ``forward()`` returns the weights in the kernel's layout, made
+    anew after any of these.
     """
 
     def __init__(self, w: Tensor, bias: Tensor, dtype: str):
@@ -77,29 +76,25 @@ def _neuron(module: LIF | BNLIF) -> dict:
 class _Block(nn.Module):
     """Spikes ``[T, B, N, C]`` and the stream behind them; adds to the stream and hands on its spikes."""
 
-    def __init__(self, block: nn.Module, behind: dict | None, dtype: str):
+    def __init__(self, block: nn.Module, behind: dict, dtype: str):
         super().__init__()
         attention: SpikingSelfAttention = block.attention
         self.heads, self.attention_scale = attention.num_heads, attention.scale
         self.inner, self.mixed, self.mlp, self.hidden = map(
             _neuron, (attention.q.norm, attention.attention_lif, block.fc1_lif, block.fc1.norm)
         )
-        self.behind = behind  # the neuron of the next block, None: nothing but the mean is asked of the stream
+        self.behind = behind
         parts = [attention.q, attention.k, attention.v]
         together = attention.dim % 32 == 0  # words of one part do not mix with the next one's
         self.qkv = nn.ModuleList(_fold_linear(group, dtype) for group in ([parts] if together else [[part] for part in parts]))
         self.project, self.fc1, self.fc2 = (_fold_linear([layer], dtype) for layer in (attention.project, block.fc1, block.fc2))
 
-    def forward(self, spikes: PackedSpikes, stream: Tensor) -> PackedSpikes | None:
+    def forward(self, spikes: PackedSpikes, stream: Tensor) -> PackedSpikes:
         found = [spike_matmul_lif(spikes, part(), part.bias, **self.inner) for part in self.qkv]
         q, k, v = found if len(found) == 3 else _thirds(found[0])
-        counts = spike_attention(q, k, v, scale=self.attention_scale, num_heads=self.heads)
-        mixed, _ = lif(counts, packed=True, **self.mixed)
+        mixed = spike_attention_lif(q, k, v, scale=self.attention_scale, num_heads=self.heads, **self.mixed)
         spikes = spike_matmul_lif(mixed, self.project(), self.project.bias, add=stream, currents=stream, **self.mlp)
         spikes = spike_matmul_lif(spikes, self.fc1(), self.fc1.bias, **self.hidden)
-        if self.behind is None:
-            stream += spike_matmul(spikes, self.fc2(), self.fc2.bias)
-            return None
         return spike_matmul_lif(spikes, self.fc2(), self.fc2.bias, add=stream, currents=stream, **self.behind)
 
 
@@ -131,8 +126,8 @@ class ImageInference(nn.Module):
         self.between = [{**_neuron(norm), "pool": norm.pool} for _, norm in pairs[:-1]]
         neurons = [_neuron(block.lif) for block in tower.blocks]
         self.entry = neurons[0] if neurons else None
-        following = [*neurons[1:], None]
-        self.blocks = nn.ModuleList(_Block(b, n, weights) for b, n in zip(tower.blocks, following, strict=False))
+        following = [*neurons[1:], *neurons[-1:]]  # nobody reads the last block's spikes, but its stream
+        self.blocks = nn.ModuleList(_Block(b, n, weights) for b, n in zip(tower.blocks, following, strict=True))
         self.readout, self.project = copy.deepcopy(tower.readout), copy.deepcopy(tower.project)
         self.requires_grad_(False).eval()
 

@@ -5,7 +5,7 @@ from .lif import lif
 from .packed import PackedSpikes, pack_spikes
 from .spike_attention import spike_attention
 from .spike_conv2d import spike_conv2d
-from .spike_lif import spike_conv2d_lif, spike_matmul_lif
+from .spike_lif import spike_attention_lif, spike_conv2d_lif, spike_matmul_lif
 from .spike_matmul import spike_matmul
 from .weights import SpikeWeights, prepare_weights
 
@@ -17,6 +17,7 @@ __all__ = [
     "pack_spikes",
     "prepare_weights",
     "spike_attention",
+    "spike_attention_lif",
     "spike_conv2d",
     "spike_conv2d_lif",
     "spike_matmul",

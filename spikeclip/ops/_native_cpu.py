@@ -99,13 +99,14 @@ class NativeCpu(Native):
         """Weights [K, N] or [O, C, kh, kw] in the kernel's order, as bytes."""
         if not w.numel():
             return torch.empty(0, dtype=torch.uint8)
+        tap = w.shape[1 if w.dim() == 4 else 0]
         if w.dim() == 4:  # [kh * kw * C, O]
             w = w.permute(2, 3, 1, 0).flatten(0, 2)
         kind = _KIND[w.dtype]
-        tiles = torch.empty(self._ext.tile_bytes(kind, *w.shape) + 64, dtype=torch.uint8)
+        tiles = torch.empty(self._ext.tile_bytes(kind, *w.shape, tap) + 64, dtype=torch.uint8)
         tiles = tiles[-tiles.data_ptr() % 64 :]
         self._ext.tile_weights(
-            w.data_ptr(), DTYPE.get(w.dtype, 0), w.stride(), kind, *w.shape, tiles.data_ptr(), self._context(w)
+            w.data_ptr(), DTYPE.get(w.dtype, 0), w.stride(), kind, *w.shape, tap, tiles.data_ptr(), self._context(w)
         )
         return tiles
 
@@ -184,6 +185,17 @@ class NativeCpu(Native):
                 out.data_ptr(), DTYPE[dtype], self._context(q),
             )  # fmt: skip
         return out
+
+    def spike_attention_lif(self, q, k, v, channels, num_heads, scale, tau, v_threshold, v_reset, decay_input):
+        """Words [T, B, N, W] of the neurons behind attention, for heads of 16, 32, 48 or 64 channels."""
+        words = torch.empty_like(q)
+        steps, batch, tokens = q.shape[:3]
+        self._ext.spike_attention_lif(
+            [q.data_ptr(), k.data_ptr(), v.data_ptr()], [steps * batch, tokens, k.shape[2], channels, num_heads], scale, steps,
+            words.data_ptr(), tau, v_threshold, 0.0 if v_reset is None else v_reset, decay_input, v_reset is None,
+            self._context(q),
+        )  # fmt: skip
+        return words
 
     def spike_attention_bwd(self, dy, q, k, v, channels, num_heads, scale):
         images, tokens = q.shape[:2]

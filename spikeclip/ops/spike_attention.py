@@ -56,6 +56,19 @@ def spike_attention(
         neither 0 nor 1 (see :func:`pack_spikes`), or counts that could reach 2^24. RuntimeError: the named backend is not
         available, or a second derivative is asked for.
     """
+    (q_source, k_source, v_source), channels = check_attention(q, k, v, scale, num_heads, backend)
+    if mask is not None:
+        return _masked(q, k, v, scale, num_heads, mask, backend)
+    y = _spike_attention(q_source, k_source, v_source, channels, num_heads, scale, False, None, backend)[0]
+    edges = [s.edge if isinstance(s, PackedSpikes) else None for s in (q, k, v)]
+    if torch.is_grad_enabled() and any(edge is not None for edge in edges):
+        words = [s if s.dtype == torch.int32 else pack_spikes(s.detach()).words for s in (q_source, k_source, v_source)]
+        return _ToEdges.apply(y, *edges, *words, channels, num_heads, scale, backend)
+    return y
+
+
+def check_attention(q, k, v, scale, num_heads, backend) -> tuple[list[Tensor], int]:
+    """(What the op is given for q, k and v, channels). Raises as :func:`spike_attention` says."""
     parts = [spikes_of(name, s) for name, s in (("q", q), ("k", k), ("v", v))]
     (q_source, channels), (k_source, k_channels), (v_source, v_channels) = parts
     if q_source.dim() < 2 or not channels == k_channels == v_channels:
@@ -76,14 +89,7 @@ def spike_attention(
     if tokens * (channels // num_heads) >= 2**24:
         raise ValueError(f"S * C / num_heads must be < 2^24 for exact counts; got {tokens} * {channels // num_heads}")
     _backends.check_name(backend)
-    if mask is not None:
-        return _masked(q, k, v, scale, num_heads, mask, backend)
-    y = _spike_attention(q_source, k_source, v_source, channels, num_heads, scale, False, None, backend)[0]
-    edges = [s.edge if isinstance(s, PackedSpikes) else None for s in (q, k, v)]
-    if torch.is_grad_enabled() and any(edge is not None for edge in edges):
-        words = [s if s.dtype == torch.int32 else pack_spikes(s.detach()).words for s in (q_source, k_source, v_source)]
-        return _ToEdges.apply(y, *edges, *words, channels, num_heads, scale, backend)
-    return y
+    return [q_source, k_source, v_source], channels
 
 
 def _masked(q, k, v, scale, num_heads, mask, backend):

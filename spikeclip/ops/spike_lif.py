@@ -1,4 +1,4 @@
-"""``ops.spike_matmul_lif`` and ``ops.spike_conv2d_lif``: a product of spikes and the neurons behind it, for inference."""
+"""``ops.spike_matmul_lif``, ``spike_conv2d_lif``, ``spike_attention_lif``: products of spikes and the neurons behind."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .bn_lif import check_pool, check_tau
 from .lif import check_neuron
 from .packed import PackedSpikes, word_count
 from .reference.max_pool import pooled_size
+from .spike_attention import check_attention, spike_attention
 from .spike_conv2d import out_size, pair, spike_conv2d
 from .spike_matmul import check_beside, check_bias, spike_matmul
 from .weights import SpikeWeights
@@ -105,24 +106,77 @@ def spike_conv2d_lif(
     return _run(s, w, bias, window, pool, shape, add, currents, tau, v_threshold, v_reset, decay_input, backend)
 
 
-def _check(s, w, bias, dim: int, columns: int) -> None:
+def spike_attention_lif(
+    q: PackedSpikes,
+    k: PackedSpikes,
+    v: PackedSpikes,
+    *,
+    scale: float,
+    num_heads: int,
+    tau: float = 2.0,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    decay_input: bool = True,
+    backend: str = "auto",
+) -> PackedSpikes:
+    """``lif(spike_attention(q, k, v))``, as :func:`spike_matmul_lif`; fused for heads of 16, 32, 48 or 64 channels.
+
+    Args:
+        q: packed spikes ``[T, B, N, C]``. k, v: ``[T, B, S, C]``.
+        scale, num_heads: as for :func:`spike_attention`.
+        tau, v_threshold, v_reset, decay_input, backend: as for :func:`spike_matmul_lif`.
+
+    Returns:
+        Packed spikes ``[T, B, N, C]``.
+
+    Raises:
+        As :func:`spike_matmul_lif` and :func:`spike_attention`.
+    """
+    for name, s in (("q", q), ("k", k), ("v", v)):
+        _check_spikes(name, s)
+        if len(s.shape) != 4:
+            raise ValueError(f"{name} must have shape [T, B, tokens, C]; got {list(s.shape)}")
+    check_attention(q, k, v, scale, num_heads, backend)
+    neuron = _neuron(tau, v_threshold, v_reset, decay_input, backend)
+    name = _backends.chosen(backend, q.device.type, torch.float32)
+    functions = _backends.functions(backend, q.device.type, torch.float32)
+    if name == "cpu" and q.length // num_heads in (16, 32, 48, 64):
+        words = functions.spike_attention_lif(q.words, k.words, v.words, q.length, num_heads, float(scale), *neuron)
+    else:
+        with torch.no_grad():
+            counts = spike_attention(q, k, v, scale=scale, num_heads=num_heads, backend=backend)
+            words, _ = functions.bn_lif_fwd(counts, None, None, None, *neuron, torch.int32)
+    return PackedSpikes.trusted(words, q.length)
+
+
+def _neuron(tau, v_threshold, v_reset, decay_input, backend) -> tuple[float, float, float | None, bool]:
+    """The neuron's numbers, checked."""
+    check_tau(tau)
+    check_neuron(v_threshold, v_reset, decay_input, False, "sigmoid", None, backend)
+    return float(tau), float(v_threshold), None if v_reset is None else float(v_reset), decay_input
+
+
+def _check_spikes(name: str, s: PackedSpikes) -> None:
     if not isinstance(s, PackedSpikes):
-        raise TypeError(f"s must be PackedSpikes; got {type(s).__name__}")
+        raise TypeError(f"{name} must be PackedSpikes; got {type(s).__name__}")
+    if len(s.shape) < 2 or not s.words.numel():
+        raise ValueError(f"{name} must have shape [T, ..., K] and not be empty; got {list(s.shape)}")
+    if s.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(f"{name} carries a gradient, and this op has none: call it under torch.no_grad()")
+
+
+def _check(s, w, bias, dim: int, columns: int) -> None:
+    _check_spikes("s", s)
     if not isinstance(w, SpikeWeights):
         raise TypeError(f"w must be SpikeWeights (ops.prepare_weights); got {type(w).__name__}")
     if w.values.dim() != dim:
         raise ValueError(f"w must have {dim} dimensions; got {list(w.shape)}")
-    if len(s.shape) < 2 or not s.words.numel():
-        raise ValueError(f"s must have shape [T, ..., K] and not be empty; got {list(s.shape)}")
-    if s.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError("s carries a gradient, and this op has none: call it under torch.no_grad()")
     check_beside("w", w.values, s.words)
     check_bias(bias, columns, s.words)
 
 
 def _run(s, w, bias, window, pool, shape, add, currents, tau, v_threshold, v_reset, decay_input, backend):
-    check_tau(tau)
-    check_neuron(v_threshold, v_reset, decay_input, False, "sigmoid", None, backend)
+    neuron = _neuron(tau, v_threshold, v_reset, decay_input, backend)
     for name, tensor in (("add", add), ("currents", currents)):
         if tensor is None:
             continue
@@ -134,7 +188,6 @@ def _run(s, w, bias, window, pool, shape, add, currents, tau, v_threshold, v_res
         check_beside(name, tensor, s.words)
     name = _backends.chosen(backend, s.device.type, torch.float32)
     functions = _backends.functions(backend, s.device.type, torch.float32)
-    neuron = (float(tau), float(v_threshold), None if v_reset is None else float(v_reset), decay_input)
     if name == "cpu" and (backend == "cpu" or _sparse(s, w, functions)):
         words = s.words.new_empty((*shape[:-1], word_count(shape[-1])))
         functions.spike_lif(s.words, s.length, w, bias, window, pool, add, currents, *neuron, words)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -49,8 +51,8 @@ def prepare_weights(w: Tensor, dtype: str = "fp32") -> SpikeWeights:
     Args:
         w: floating, ``[K, N]`` for :func:`spike_matmul` or ``[O, C, kh, kw]`` for :func:`spike_conv2d`.
         dtype: ``fp32`` (exact), ``int16`` or ``int8``, the integers with one unit per output column. The int16 unit is such
-            that the positive and the negative weights of every 384 inputs each sum to less than 2^15, so that no sum of any
-            set of them can overflow; int8 sums at most 256 bytes in 16 bits.
+            that the positive and the negative weights of the kernel's blocks, at most 384 inputs, each sum to less than 2^15,
+            so that no sum of any set of them can overflow; int8 sums at most 256 bytes in 16 bits.
 
     Raises:
         TypeError: ``w`` is not a tensor. ValueError: shape or dtype outside the above, or weights that are not finite.
@@ -68,16 +70,26 @@ def prepare_weights(w: Tensor, dtype: str = "fp32") -> SpikeWeights:
         return SpikeWeights(w, None)
     if not bool(w.isfinite().all()):
         raise ValueError("w must be finite to be held as integers; got NaN or infinity")
-    inputs_first = w if w.dim() == 2 else w.permute(2, 3, 1, 0).flatten(0, 2)  # in the order of the kernel's blocks
-    unit = _int16_unit(inputs_first) if dtype == "int16" else inputs_first.abs().amax(0) / 127
+    taps = w.unsqueeze(0) if w.dim() == 2 else w.permute(2, 3, 1, 0).flatten(0, 1)  # [taps, inputs, columns]
+    unit = _int16_unit(taps) if dtype == "int16" else taps.abs().amax((0, 1)) / 127
     scale = torch.where(unit > 0, unit, 1.0)
     values = (w / (scale if w.dim() == 2 else scale.view(-1, 1, 1, 1))).round().to(_DTYPES[dtype])
     return SpikeWeights(values, scale)
 
 
-def _int16_unit(w: Tensor) -> Tensor:
+def _int16_unit(taps: Tensor) -> Tensor:
     """Per column: the least unit with which no block's one-signed sum, rounding included, leaves 16 bits."""
     room = 2**15 - 1 - _INT16_BLOCK // 2
-    blocks = [b.double() for b in w.split(_INT16_BLOCK)]  # float32's range would not hold every sum
+    blocks = [b.double() for b in _blocks(taps)]  # float32's range would not hold every sum
     sums = torch.stack([b.clamp_min(0).sum(0).maximum(b.clamp_max(0).sum(0).neg()) for b in blocks])
     return (sums.amax(0) / room).float()
+
+
+def _blocks(taps: Tensor) -> list[Tensor]:
+    """The rows [*, columns] that the kernel sums in 16 bits, as ``struct Tiles`` in csrc/cpu/spike_matmul.h lays them out."""
+    tap = taps.shape[1]
+    if not taps.numel() or tap <= _INT16_BLOCK:
+        return [group.flatten(0, 1) for group in taps.split(_INT16_BLOCK // max(tap, 1))]
+    parts = math.ceil(tap / _INT16_BLOCK)
+    part = math.ceil(math.ceil(tap / parts) / 8) * 8
+    return [rows for one in taps for rows in one.split(part)]

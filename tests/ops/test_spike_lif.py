@@ -2,7 +2,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from spikeclip.ops import PackedSpikes, _backends, lif, pack_spikes, prepare_weights, spike_conv2d_lif, spike_matmul_lif
+from spikeclip.ops import (
+    PackedSpikes,
+    _backends,
+    lif,
+    pack_spikes,
+    prepare_weights,
+    spike_attention,
+    spike_attention_lif,
+    spike_conv2d_lif,
+    spike_matmul_lif,
+)
 
 INTERPRETED = _backends.triton_interpreted()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -162,3 +172,27 @@ def test_spikes_with_a_gradient_are_refused():
         spike_matmul_lif(s, W)
     with torch.no_grad():
         assert isinstance(spike_matmul_lif(s, W), PackedSpikes)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("heads", "width"), [(2, 16), (3, 48), (1, 64), (5, 32), (3, 16), (2, 20), (1, 70)])
+@pytest.mark.parametrize(("tokens", "keys"), [(7, 7), (20, 33)])
+def test_attention_and_neurons_equal_the_two(backend, heads, width, tokens, keys):
+    """Counts are integers: the spikes are exactly those of the two ops."""
+    q, k, v = (pack_spikes(spikes(4, 2, n, heads * width, rate=0.4)) for n in (tokens, keys, keys))
+    counts = spike_attention(q, k, v, scale=0.02, num_heads=heads, backend="torch")
+    usual = counts.median().item()
+    for neuron in ({"v_threshold": usual}, {"tau": 3.0, "v_threshold": usual, "v_reset": None, "decay_input": False}):
+        want, _ = lif(counts, packed=True, backend="torch", **neuron)
+        got = spike_attention_lif(q, k, v, scale=0.02, num_heads=heads, backend=backend, **neuron)
+        assert torch.equal(got.words, want.words) and 0.01 < want.density() < 0.99
+
+
+def test_bad_attention():
+    q, s = pack_spikes(torch.zeros(2, 1, 5, 40)), pack_spikes(torch.zeros(2, 5, 40))
+    with pytest.raises(TypeError, match="k must be PackedSpikes; got Tensor"):
+        spike_attention_lif(q, torch.zeros(2, 1, 5, 40), q, scale=1.0, num_heads=2)
+    with pytest.raises(ValueError, match=r"q must have shape \[T, B, tokens, C\]; got \[2, 5, 40\]"):
+        spike_attention_lif(s, s, s, scale=1.0, num_heads=2)
+    with pytest.raises(ValueError, match="num_heads must be an integer that divides C = 40; got 3"):
+        spike_attention_lif(q, q, q, scale=1.0, num_heads=3)
