@@ -10,6 +10,7 @@ import tyro
 
 Out = Annotated[Path, tyro.conf.arg(help="folder to write into")]
 Precision = Literal["no", "bf16", "fp16"]
+Weights = Literal["fp32", "int16", "int8"]
 Device = Annotated[Literal["auto", "cpu", "cuda"], tyro.conf.arg(help="where to run; auto: cuda if there is one")]
 _TEACHER = "open_clip architecture, a folder with open_clip_config.json, or the packaged spikeclip-demo-teacher"
 
@@ -146,16 +147,18 @@ def eval_(
     root: Path | None = None,
     split: Literal["val", "test"] = "test",
     per_class: bool = False,
+    weights: Weights = "fp32",
     device: Device = "auto",
 ) -> None:
     """Zero-shot accuracy of a saved model: top-1, top-5 and, with --per-class, every class.
 
     The test pictures of the compositions are judged among all 80 labels; their val pictures, as in training, among the seen 60.
+    --weights holds the image tower in fp32, int16 or int8.
     """
     from .training.data import load
     from .zeroshot import class_vectors, evaluate
 
-    student = _saved(model, device)
+    student = _asked(model, weights, device)
     images = load(data, root, split=split, image_size=student.visual.image_size)
     result = evaluate(student, images, class_vectors(student, images.classes, images.templates))
     scores = f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%}"
@@ -176,19 +179,19 @@ def zeroshot(
     import torch
 
     from .training.data import open_image
-    from .zeroshot import class_vectors, classify
+    from .zeroshot import ZeroShotClassifier
 
     candidates = [label.strip() for label in labels.split(",")]
     if len(set(candidates)) < max(2, len(candidates)) or "" in candidates:
         raise ValueError(f'labels must name at least two candidates, all different, as in "a, b"; got {labels!r}')
     if not image:
         raise ValueError("image must name at least one picture; got none")
-    student = _saved(model, device)
+    student = _asked(model, "fp32", device)
     for label in candidates:
         if unknown := student.tokenizer.unknown_words(label):
             print(f"note: {model} does not know the words {', '.join(unknown)} of {label!r}", file=sys.stderr)
     images = torch.stack([open_image(path, student.visual.image_size) for path in image])
-    chances = classify(student, images, class_vectors(student, candidates, [template]))
+    chances = ZeroShotClassifier(student, candidates, [template])(images)
     for path, row in zip(image, chances, strict=True):
         ranked = sorted(zip(row.tolist(), candidates, strict=True), reverse=True)
         print(f"{path}: " + ", ".join(f"{label} {chance:.1%}" for chance, label in ranked))
@@ -226,6 +229,12 @@ def _saved(model: str, device: str):
     return SpikeCLIP.from_pretrained(model).to(_device(device))
 
 
+def _asked(model: str, weights: str, device: str):
+    """A saved model for questions alone; one that was saved so keeps its own weights."""
+    student = _saved(model, device)
+    return student if student.config.weights is not None else student.for_inference(weights)
+
+
 def _student(model: str, seed: int, device: str):
     """An untrained model, drawn by ``seed``, when ``model`` names a config; a saved one when it is a folder."""
     import torch
@@ -246,7 +255,7 @@ def _splits(student, data: str, root: Path | None, seed: int):
     size = student.visual.image_size
     train, val = (load(data, root, split=split, image_size=size, seed=seed) for split in ("train", "val"))
     vectors = class_vectors(student.eval(), val.classes, val.templates)
-    return train, lambda: evaluate(student, val, vectors).top1
+    return train, lambda: evaluate(student.for_inference(), val, vectors).top1
 
 
 def _text(path: Path) -> str:

@@ -71,6 +71,9 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0, device: str | torch.
     def score(model, vectors) -> dict[str, float]:
         return {name: evaluate(model, data, vectors).top1 for name, data in tests.items()}
 
+    def ask(model: SpikeCLIP, data, vectors) -> float:
+        return evaluate(model.for_inference(), data, vectors).top1
+
     histories: dict[str, History] = {}
     histories["text alignment"] = align_text(student, teacher, caption_corpus(), text_settings, log=out / "align-text.jsonl")
     vectors = class_vectors(student, LABELS, TEMPLATES)
@@ -79,13 +82,13 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0, device: str | torch.
         teacher,
         pictures,
         fast(plan.image),
-        validate=lambda: evaluate(student, held_out, vectors).top1,
+        validate=lambda: ask(student, held_out, vectors),
         log=out / "align-image.jsonl",
         save=lambda: student.save_pretrained(out / "aligned"),
     )
-    aligned = score(student, vectors)
+    aligned = score(student.for_inference(), vectors)
     among_unseen = Rendered(plan.test_images, seed=3_001, classes=UNSEEN, relabel=True)
-    aligned_among_unseen = evaluate(student, among_unseen, vectors[list(UNSEEN)]).top1
+    aligned_among_unseen = ask(student, among_unseen, vectors[list(UNSEEN)])
 
     names = [LABELS[y] for y in SEEN]
     task = Rendered(plan.task_images, seed=1_002 + 10_000 * seed, style="sketch", relabel=True)
@@ -106,10 +109,10 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0, device: str | torch.
             fast(plan.finetune),
             replay=replay,
             replay_weight=10.0,
-            validate=lambda model=model: evaluate(model, task_val, vectors[list(SEEN)]).top1,
+            validate=lambda model=model: ask(model, task_val, vectors[list(SEEN)]),
             log=out / f"finetune-{'ce-kl' if guide else 'ce'}.jsonl",
         )
-        tuned[title] = (model, score(model, vectors))
+        tuned[title] = (model, score(model.for_inference(), vectors))
     final, after = tuned["CE + KL"]
     after_ce = tuned["CE alone"][1]
 

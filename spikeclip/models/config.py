@@ -89,7 +89,8 @@ class TextConfig:
 class SpikeCLIPConfig:
     """A whole model: ``embed_dim`` is the teacher's feature size, ``T`` the number of time-steps.
 
-    ``vision``, ``text`` and ``lif`` may be given as dicts of their settings.
+    ``vision``, ``text`` and ``lif`` may be given as dicts of their settings. ``weights`` is None for a model that learns, else
+    what the image tower of one made for inference is held in: fp32, int16 or int8.
     """
 
     embed_dim: int
@@ -97,6 +98,7 @@ class SpikeCLIPConfig:
     vision: VisionConfig
     text: TextConfig
     lif: LIFConfig = LIFConfig()
+    weights: str | None = None
 
     def __post_init__(self):
         for key, part in (("vision", VisionConfig), ("text", TextConfig), ("lif", LIFConfig)):
@@ -104,6 +106,8 @@ class SpikeCLIPConfig:
                 object.__setattr__(self, key, _build(part, key, getattr(self, key)))
         _require(self.embed_dim >= 1, "embed_dim must be >= 1", self.embed_dim)
         _require(self.T >= 1, "T must be >= 1", self.T)
+        allowed = (None, "fp32", "int16", "int8")
+        _require(self.weights in allowed, "weights must be fp32, int16, int8 or null", self.weights)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SpikeCLIPConfig:

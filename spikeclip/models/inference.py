@@ -51,6 +51,7 @@ class FoldedWeights(nn.Module):
         return {**self.__dict__, "_prepared": None}
 
 
+@torch.no_grad()
 def folded(weight: Tensor, bias: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight ``[O, ...]`` and bias ``[O]`` of a layer with its BatchNorm in evaluation, in float64."""
     scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()

@@ -2,6 +2,8 @@
 
 # No `from __future__ import annotations` here: the Hub mixin reads the config's type from __init__'s signature.
 import contextlib
+import copy
+import dataclasses
 import io
 import json
 import math
@@ -45,6 +47,9 @@ class SpikeCLIP(
         self.text = SpikingTextEncoder(config.text, config.embed_dim, config.T, config.lif, self.tokenizer.vocab_size)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.output_dict = False
+        if config.weights is not None:
+            self.visual = self.visual.for_inference(config.weights)
+            self.requires_grad_(False).eval()
 
     @classmethod
     def from_config(cls, name: str) -> "SpikeCLIP":
@@ -69,6 +74,26 @@ class SpikeCLIP(
         if self.output_dict:
             return {"image_features": image_features, "text_features": text_features, "logit_scale": scale}
         return image_features, text_features, scale
+
+    def for_inference(self, weights: str = "fp32") -> "SpikeCLIP":
+        """A model of its own for asking alone, with :meth:`SpikingImageEncoder.for_inference` for its image tower.
+
+        It is used, copied, saved and loaded like any other model. Later changes of this one are not seen.
+
+        Args:
+            weights: what the image tower's weights are held in, fp32, int16 or int8.
+
+        Raises:
+            ValueError: other ``weights``, or this model was made for inference itself.
+        """
+        if self.config.weights is not None:
+            raise ValueError(f"weights can be chosen once, from a model that learns; these are {self.config.weights} already")
+        model = copy.copy(self)
+        model._modules, model._parameters = dict(self._modules), dict(self._parameters)
+        model.config = model._hub_mixin_config = dataclasses.replace(self.config, weights=weights)
+        model.visual = self.visual.for_inference(weights)
+        model.text, model.logit_scale = copy.deepcopy(self.text), copy.deepcopy(self.logit_scale)
+        return model.requires_grad_(False).eval()
 
     def save_pretrained(self, save_directory: str | Path, **kwargs):
         """Write ``model.safetensors`` and ``config.json`` into a folder, whole or not at all. Raises OSError when it cannot."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
@@ -49,3 +49,21 @@ def classify(model, images: Tensor, vectors: Tensor) -> Tensor:
     device = next(model.parameters()).device
     cosines = model.encode_image(images.to(device), normalize=True) @ vectors.to(device).T
     return (model.logit_scale.exp() * cosines).softmax(-1)
+
+
+class ZeroShotClassifier(nn.Module):
+    """A model and the classes it chooses between: images ``[B, 3, H, W]`` to probabilities ``[B, classes]``.
+
+    The text tower runs once, here; the class vectors are kept and move with the module.
+
+    Args:
+        model, classes, templates: as for :func:`class_vectors`, whose errors are raised.
+    """
+
+    def __init__(self, model: nn.Module, classes: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES):
+        super().__init__()
+        self.model, self.classes = model, tuple(classes)
+        self.register_buffer("vectors", class_vectors(model, classes, templates))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return classify(self.model, images, self.vectors)

@@ -1,0 +1,158 @@
+import copy
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from spikeclip import SpikeCLIP
+from spikeclip.models import SpikeCLIPConfig, inference, load_config
+from spikeclip.nn import BNLIF, LIF
+from spikeclip.ops import PackedSpikes
+from spikeclip.training.compositions import LABELS, TEMPLATES, render
+from spikeclip.training.data import Rendered
+from spikeclip.zeroshot import ZeroShotClassifier, class_vectors, evaluate
+
+KINDS = ["fp32", "int16", "int8"]
+SHAPES = {
+    "demo": {},
+    "a pool at the end": {"pools": (True, False, True, True)},
+    "no blocks": {"depth": 0},
+    "three blocks, narrow heads": {"depth": 3, "num_heads": 8},
+    "widths of no whole words": {"channels": (24, 40, 72, 72), "num_heads": 3},
+}
+
+
+def busy(model: SpikeCLIP) -> SpikeCLIP:
+    """In evaluation, with norms of both signs, so that every layer fires."""
+    images = render(16, seed=0).images
+    model.train()
+    for module in model.visual.modules():
+        if isinstance(module, (BNLIF, torch.nn.modules.batchnorm._BatchNorm)):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            module.weight.data[::5] *= -1
+            torch.nn.init.normal_(module.bias, 0.3, 0.3)
+    with torch.no_grad():
+        for _ in range(30):
+            model.visual(images)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return SpikeCLIP.from_pretrained("spikeclip-demo")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_features_are_the_towers(shape):
+    config = load_config("spikeclip-demo")
+    model = busy(SpikeCLIP(dataclasses.replace(config, vision=dataclasses.replace(config.vision, **SHAPES[shape]))))
+    images = render(5, seed=1).images
+    with torch.no_grad():
+        want = model.encode_image(images)
+    for kind, bound in zip(KINDS, (1e-3, 0.1, 0.3), strict=True):
+        ready = model.for_inference(kind)
+        got = ready.encode_image(images)
+        assert got.shape == want.shape and not got.requires_grad
+        error = (got - want).norm() / want.norm()
+        assert error < bound, f"{kind}: {error}"
+        torch.testing.assert_close(got[2:3], ready.encode_image(images[2:3]), rtol=1e-4, atol=1e-5)
+
+
+def test_spikes_are_those_of_the_tower_in_evaluation(trained, monkeypatch):
+    """Layer by layer; rounding may turn a spike, and what follows from it."""
+    images, want, got = render(8, seed=2).images, [], []
+    tower = trained.visual
+    handles = [
+        m.register_forward_hook(lambda m, i, out: want.append(out)) for m in tower.modules() if isinstance(m, (LIF, BNLIF))
+    ]
+    with torch.no_grad():
+        tower(images)
+    for handle in handles:
+        handle.remove()
+    for name in ("lif", "spike_matmul_lif", "spike_conv2d_lif", "spike_attention_lif"):
+        original = getattr(inference, name)
+
+        def record(*args, original=original, **options):
+            out = original(*args, **options)
+            got.append(out if isinstance(out, PackedSpikes) else out[0])
+            return out
+
+        monkeypatch.setattr(inference, name, record)
+    tower.for_inference()(images)
+    (qkv,) = [s for s in got if s.length == 3 * tower.blocks[0].attention.dim]
+    at = got.index(qkv)
+    parts = inference._thirds(qkv)
+    flat = [s.words.flatten() for s in [*got[:at], *parts, *got[at + 1 : -1]]]  # the last are nobody's
+    assert [len(s) for s in flat] == [s.words.numel() for s in want]
+    assert all(s.density() > 0 for s in want)
+    turned = sum(int(((a ^ b.words.flatten()) != 0).sum()) for a, b in zip(flat, want, strict=True))
+    assert turned <= 1e-4 * sum(len(s) for s in flat), f"{turned} words of spikes differ"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accuracy_is_kept(trained, kind):
+    data = Rendered(600, seed=77)
+    vectors = class_vectors(trained, LABELS, TEMPLATES)
+    before, after = (evaluate(model, data, vectors).top1 for model in (trained, trained.for_inference(kind)))
+    assert before > 0.9 and after > before - 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_and_saved_models_answer_alike(trained, kind, tmp_path):
+    images = render(4, seed=3).images
+    ready = trained.for_inference(kind)
+    want = ready.encode_image(images)
+    assert torch.equal(copy.deepcopy(ready).encode_image(images), want)
+    ready.save_pretrained(tmp_path)
+    loaded = SpikeCLIP.from_pretrained(tmp_path)
+    assert loaded.config.weights == kind and not loaded.training
+    assert torch.equal(loaded.encode_image(images), want)
+    state = {name: tensor.clone() for name, tensor in ready.visual.state_dict().items()}
+    other = SpikeCLIP.from_config("spikeclip-demo").visual.for_inference(kind)
+    assert not torch.equal(other(images), want)
+    other.load_state_dict(state)
+    assert torch.equal(other(images), want)
+
+
+def test_it_stands_alone_and_stays_in_evaluation(trained):
+    images = render(4, seed=4).images
+    model = copy.deepcopy(trained)
+    ready = model.for_inference()
+    want = ready.encode_image(images)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert model.config.weights is None and not any(p.requires_grad for p in ready.parameters())
+    assert torch.equal(ready.train().visual(images), want)
+    with pytest.raises(ValueError, match="weights can be chosen once, from a model that learns; these are fp32 already"):
+        ready.for_inference("int8")
+
+
+def test_threads_agree(trained):
+    ready = trained.for_inference("int8")
+    batches = [render(n, seed=n).images for n in (1, 3, 5, 2, 4, 3, 1, 6)]
+    want = [ready.encode_image(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            assert all(torch.equal(a, b) for a, b in zip(pool.map(ready.encode_image, batches), want, strict=True))
+
+
+def test_a_classifier_asks_the_text_tower_once(trained, monkeypatch):
+    ready = trained.for_inference()
+    classifier = ZeroShotClassifier(ready, ["red star", "blue ring"])
+    monkeypatch.setattr(ready, "encode_text", None)
+    images = render(3, seed=5).images
+    chances = classifier(images)
+    torch.testing.assert_close(chances.sum(1), torch.ones(3))
+    assert classifier.classes == ("red star", "blue ring") and "vectors" in classifier.state_dict()
+
+
+def test_bad_arguments(trained):
+    with pytest.raises(ValueError, match="weights must be fp32, int16, int8 or null; got fp16"):
+        trained.for_inference("fp16")
+    with pytest.raises(ValueError, match=r"images must have shape \[B, 3, 32, 32\]; got \[3, 32, 32\]"):
+        trained.for_inference().encode_image(torch.rand(3, 32, 32))
+    values = dataclasses.asdict(load_config("spikeclip-demo"))
+    with pytest.raises(ValueError, match="weights must be fp32, int16, int8 or null; got int4"):
+        SpikeCLIPConfig.from_dict({**values, "weights": "int4"})
