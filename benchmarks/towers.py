@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from peers import Neuron, plain_loop, snntorch_module, spikingjelly_lif
+from ann_int8 import quantized
 from torch import Tensor, nn
 
 from spikeclip.models.vision import SpikingImageEncoder
@@ -125,18 +126,60 @@ class _SnnTorch(nn.Module):
         return torch.stack(spikes)
 
 
-def spikingjelly(tower: SpikingImageEncoder) -> nn.Module:
-    return PlainTower(tower, _SpikingJelly, tower.tokenizer.encode.T)
+def _spiking(neuron: Callable[[float], nn.Module]) -> Callable[[SpikingImageEncoder], nn.Module]:
+    return lambda tower: PlainTower(tower, neuron, tower.tokenizer.encode.T).train(tower.training)
 
 
-def snntorch(tower: SpikingImageEncoder) -> nn.Module:
-    return PlainTower(tower, _SnnTorch, tower.tokenizer.encode.T)
-
-
-def compiled(tower: SpikingImageEncoder) -> nn.Module:
+def _compiled(tower: SpikingImageEncoder) -> nn.Module:
     torch.compiler.reset()
-    return torch.compile(PlainTower(tower, _Loop, tower.tokenizer.encode.T))
+    return torch.compile(_spiking(_Loop)(tower))
 
 
-def ann_twin(tower: SpikingImageEncoder) -> nn.Module:
-    return PlainTower(tower, lambda v_threshold: nn.ReLU(), 1)
+def _ann(tower: SpikingImageEncoder) -> nn.Module:
+    """The twin of the same topology: ReLU, one step."""
+    return PlainTower(tower, lambda v_threshold: nn.ReLU(), 1).eval()
+
+
+def _compiled_ann(tower: SpikingImageEncoder) -> nn.Module:
+    torch.compiler.reset()
+    return torch.compile(_ann(tower))
+
+
+def _half_ann(tower: SpikingImageEncoder) -> Callable[[Tensor], Tensor]:
+    compiled = _compiled_ann(tower)
+
+    def run(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return compiled(images)
+
+    return run
+
+
+def _int8_ann(tower: SpikingImageEncoder) -> Callable[[Tensor], Tensor]:
+    """Quantised anew for each shape."""
+    ready: dict[int, nn.Module] = {}
+
+    def run(images: Tensor) -> Tensor:
+        if len(images) not in ready:
+            ready[len(images)] = quantized(_ann(tower), images)
+        return ready[len(images)](images)
+
+    return run
+
+
+TRAINING = {
+    "spikeclip": lambda tower: tower,
+    "torch.nn + SpikingJelly": _spiking(_SpikingJelly),
+    "torch.compile of torch.nn + plain loop": _compiled,
+    "torch.nn + snnTorch": _spiking(_SnnTorch),
+}
+ANSWERING = {
+    **{f"spikeclip, {kind}": lambda tower, kind=kind: tower.for_inference(kind) for kind in ("fp32", "int16", "int8")},
+    "spikeclip, tower in evaluation": lambda tower: tower,
+    "torch.nn + SpikingJelly": _spiking(_SpikingJelly),
+    "torch.compile of torch.nn + plain loop": _compiled,
+    "torch.nn + snnTorch": _spiking(_SnnTorch),
+    "ANN twin, compiled": _compiled_ann,
+    "ANN twin, compiled, bf16": _half_ann,
+    "ANN twin, compiled, int8 (torchao)": _int8_ann,
+}

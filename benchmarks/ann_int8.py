@@ -1,0 +1,22 @@
+"""The ANN twin in int8, as torchao quantises for x86: calibrated on the images it is timed with, one shape alone."""
+
+from __future__ import annotations
+
+import torch
+from peers import Missing
+from torch import Tensor, nn
+
+
+def quantized(ann: nn.Module, images: Tensor) -> nn.Module:
+    try:
+        from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+    except ImportError as error:
+        raise Missing("torchao is not installed (the bench extra has it)") from error
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    with torch.no_grad():
+        prepared = prepare_pt2e(torch.export.export(ann, (images,)).module(), quantizer)
+        prepared(images)
+        lowered = lower_pt2e_quantized_to_x86(convert_pt2e(prepared), (images,))
+        return torch.compile(lowered, options={"freezing": True})

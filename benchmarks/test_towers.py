@@ -1,0 +1,107 @@
+"""The whole image tower, training and answering, against the same network of its peers; outputs are checked before timing."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from memory import saved_bytes
+from peers import Missing
+from rates import fire_at, fresh, mean_rate, trained
+from torch.nn import functional as F
+from towers import ANSWERING, TRAINING
+
+from spikeclip.training.compositions import render
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BATCH = 32
+ROUNDS = {"rounds": 7, "warmup_rounds": 2}
+STEPS = 100  # of training before anything is timed: rates have settled by then
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    return trained(STEPS)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return render(BATCH, seed=5).images.to(DEVICE)
+
+
+@pytest.fixture(scope="module")
+def firing(learnt, images):
+    """Towers by firing rate: None as trained, else every layer at that rate."""
+    return {None: learnt, **{rate: fire_at(fresh(), images[:8], rate) for rate in (0.1, 0.2)}}
+
+
+def make(makers, who, tower):
+    try:
+        return makers[who](tower)
+    except Missing as reason:
+        pytest.skip(str(reason))
+
+
+def alike(got, want, bound):
+    """Features point the same way: a spike that rounding turned turns others after it."""
+    cosines = F.cosine_similarity(got.float(), want.float())
+    assert cosines.min() > bound, f"cosine {cosines.min().item():.4f}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("who", TRAINING)
+def test_training_step(benchmark, learnt, images, who, dtype):
+    if dtype == "bfloat16" and who not in ("spikeclip", "torch.compile of torch.nn + plain loop"):
+        pytest.skip("one precision is enough for the slower peers")
+    tower = copy.deepcopy(learnt).train().to(DEVICE)
+    rate = mean_rate(copy.deepcopy(learnt).to(DEVICE), images)
+    benchmark.group = f"training step of spikeclip-4-384, batch {BATCH}, Adam; trained for {STEPS} steps, firing at {rate:.1%}"
+    model = make(TRAINING, who, tower).train().to(DEVICE)
+    target = F.normalize(torch.randn(BATCH, 512, generator=torch.Generator().manual_seed(0)), dim=1).to(DEVICE)
+    half = lambda: torch.autocast(DEVICE, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()  # noqa: E731
+    with torch.no_grad(), half():
+        alike(copy.deepcopy(model)(images), copy.deepcopy(tower)(images), 0.9 if dtype == "bfloat16" else 0.99)
+    with half():
+        benchmark.extra_info["saved_megabytes"] = saved_bytes(model, images) / 1e6
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+    def step():
+        optimizer.zero_grad()
+        with half():
+            loss = 1 - F.cosine_similarity(model(images), target).mean()
+        loss.backward()
+        optimizer.step()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+
+    if DEVICE == "cuda":
+        step()
+        torch.cuda.reset_peak_memory_stats()
+    benchmark.pedantic(step, **ROUNDS)
+    if DEVICE == "cuda":
+        benchmark.extra_info["peak_megabytes"] = torch.cuda.max_memory_allocated() / 1e6
+
+
+@pytest.mark.parametrize("batch", [1, BATCH])
+@pytest.mark.parametrize("rate", [None, 0.1, 0.2])
+@pytest.mark.parametrize("who", ANSWERING)
+def test_answering(benchmark, firing, images, who, rate, batch):
+    tower = copy.deepcopy(firing[rate]).eval().to(DEVICE)
+    exact = mean_rate(tower, images)
+    what = "as trained, firing" if rate is None else "every layer firing"
+    benchmark.group = f"image tower of spikeclip-4-384, no gradient, {what} at {exact:.1%}, batch {batch}"
+    x = images[:batch]
+    model = make(ANSWERING, who, tower)
+    with torch.no_grad():
+        want, got = tower(x), model(x)
+        if "ANN" not in who:
+            alike(got, want, {"spikeclip, int8": 0.8, "spikeclip, int16": 0.9}.get(who, 0.97))
+
+        def call():
+            model(x)
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
+
+        benchmark.pedantic(call, rounds=40 if batch == 1 else 15, warmup_rounds=5)
