@@ -34,6 +34,17 @@ def expand_down(words, dtype: tl.constexpr):
 
 
 @triton.jit
+def elements(length, per_row, words, BLOCK: tl.constexpr):
+    """A program's BLOCK words of rows of ``length`` values: their flat indices [BLOCK] and a mask, and by [BLOCK, 32] the
+    columns of their values, the flat indices of these and a mask.
+    """
+    word = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row = word // per_row
+    column = ((word - row * per_row) * 32)[:, None] + tl.arange(0, 32)[None, :]
+    return word, word < words, column, (row * length)[:, None] + column, (word < words)[:, None] & (column < length)
+
+
+@triton.jit
 def merge(a, b):
     return a | b
 

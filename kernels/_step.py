@@ -3,8 +3,11 @@
 Numbers equal plain torch: divisions by tau are correctly rounded here, and launches switch fused multiply-add off.
 """
 
+import ctypes
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from spikeclip.ops._backends import triton_interpreted
 
@@ -98,3 +101,17 @@ def charge_grad_tau(v, x, tau, v_reset, DECAY_INPUT: tl.constexpr):
         return (leak - x) / (tau * tau)
     else:
         return leak / (tau * tau)
+
+
+def single(value: float) -> float:
+    """Rounded to float32, as a launch does; the interpreter would keep all digits."""
+    return ctypes.c_float(value).value
+
+
+def neuron_numbers(
+    tau: float | Tensor, v_threshold: float, v_reset: float | None, x: Tensor
+) -> tuple[Tensor, float, float, float]:
+    """Of a launch: where a kernel reads a tensor tau (else any pointer), then tau, v_threshold and v_reset."""
+    learnt = isinstance(tau, Tensor)
+    numbers = (1.0 if learnt else tau, v_threshold, 0.0 if v_reset is None else v_reset)
+    return (tau if learnt else x), *map(single, numbers)

@@ -5,8 +5,6 @@ recomputes the membrane from x: within a segment of at most SEGMENT steps from t
 from cache; the first membranes of later segments are parked, as bits, in slots of dx that are not yet due.
 """
 
-import ctypes
-
 import torch
 import triton
 import triton.language as tl
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from spikeclip.ops.surrogate import SURROGATES
 
-from ._step import charge, charge_grad_tau, reset, step_grad
+from ._step import charge, charge_grad_tau, neuron_numbers, reset, single, step_grad
 
 SEGMENT = 8  # steps recomputed at a time; >= 2, as a 16-bit dx parks a membrane in two steps' slots
 LAUNCH = {"BLOCK": 512, "num_warps": 4}  # 4 neurons a thread
@@ -135,23 +133,12 @@ def _bwd(
         tl.store(dtau_ptr + tl.program_id(0), tl.sum(tl.where(mask, dtau, 0.0).to(tl.float64), axis=0))
 
 
-def _single(value: float) -> float:
-    """Rounded to float32, as a launch does; the interpreter would keep all digits."""
-    return ctypes.c_float(value).value
-
-
-def _constants(tau: float | Tensor, v_threshold: float, v_reset: float | None, x: Tensor) -> tuple[Tensor, float, float, float]:
-    learnt = isinstance(tau, Tensor)
-    numbers = (1.0 if learnt else tau, v_threshold, 0.0 if v_reset is None else v_reset)
-    return (tau if learnt else x), *map(_single, numbers)
-
-
 def lif_fwd(x, v0, tau, v_threshold, v_reset, decay_input, spike_dtype):
     spikes = torch.empty_like(x, dtype=spike_dtype)
     v_last = torch.empty_like(x[0], dtype=torch.float32)
     n = v_last.numel()
     if n:
-        tau_tensor, *numbers = _constants(tau, v_threshold, v_reset, x)
+        tau_tensor, *numbers = neuron_numbers(tau, v_threshold, v_reset, x)
         with torch.cuda.device(x.device if x.is_cuda else -1):
             _fwd[(triton.cdiv(n, LAUNCH["BLOCK"]),)](
                 x, x if v0 is None else v0, spikes, v_last, tau_tensor, x.shape[0], n, *numbers,
@@ -171,12 +158,12 @@ def lif_bwd(ds, dv_last, x, v0, tau, v_threshold, v_reset, decay_input, detach_r
     programs = triton.cdiv(n, LAUNCH["BLOCK"])
     partial = x.new_empty(programs if learn_tau else 0, dtype=torch.float64)
     if n:
-        tau_tensor, *numbers = _constants(tau, v_threshold, v_reset, x)
+        tau_tensor, *numbers = neuron_numbers(tau, v_threshold, v_reset, x)
         wide = x.dtype == torch.float32
         with torch.cuda.device(x.device if x.is_cuda else -1):
             _bwd[(programs,)](
                 x if ds is None else ds, x if dv_last is None else dv_last, x, x if v0 is None else v0, dx,
-                dx.view(torch.int32 if wide else torch.int16), dv0, partial, tau_tensor, steps, n, *numbers, _single(alpha),
+                dx.view(torch.int32 if wide else torch.int16), dv0, partial, tau_tensor, steps, n, *numbers, single(alpha),
                 HAS_DS=ds is not None, HAS_DV=dv_last is not None, HAS_V0=v0 is not None, TAU_TENSOR=learn_tau,
                 DECAY_INPUT=decay_input, SOFT_RESET=v_reset is None, DETACH_RESET=detach_reset,
                 KIND=SURROGATES[surrogate].index, WIDE=wide, LONG=steps > SEGMENT, SEGMENT=SEGMENT,

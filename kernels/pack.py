@@ -5,23 +5,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._bits import expand
+from ._bits import elements, expand
 
 LAUNCH = {"BLOCK": 128, "num_warps": 4}  # words a program
 
 
 @triton.jit
-def _elements(length, per_row, words, BLOCK: tl.constexpr):
-    """Flat indices of BLOCK words [BLOCK] and of their elements [BLOCK, 32], with masks."""
-    word = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    row = word // per_row
-    column = ((word - row * per_row) * 32)[:, None] + tl.arange(0, 32)[None, :]
-    return word, word < words, (row * length)[:, None] + column, (word < words)[:, None] & (column < length)
-
-
-@triton.jit
 def _pack(s_ptr, words_ptr, flag_ptr, length, per_row, words, CHECK: tl.constexpr, BLOCK: tl.constexpr):
-    word, word_mask, at, mask = _elements(length, per_row, words, BLOCK)
+    word, word_mask, _, at, mask = elements(length, per_row, words, BLOCK)
     s = tl.load(s_ptr + at, mask=mask, other=0.0).to(tl.float32)
     spikes = s != 0.0
     bits = spikes.to(tl.int32) << tl.arange(0, 32)[None, :]
@@ -33,7 +24,7 @@ def _pack(s_ptr, words_ptr, flag_ptr, length, per_row, words, CHECK: tl.constexp
 
 @triton.jit
 def _unpack(words_ptr, s_ptr, length, per_row, words, BLOCK: tl.constexpr):
-    word, word_mask, at, mask = _elements(length, per_row, words, BLOCK)
+    word, word_mask, _, at, mask = elements(length, per_row, words, BLOCK)
     bits = expand(tl.load(words_ptr + word, mask=word_mask, other=0)[:, None], 32, s_ptr.dtype.element_ty)
     tl.store(s_ptr + at, bits, mask=mask)
 

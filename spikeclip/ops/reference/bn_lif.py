@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -54,10 +56,24 @@ def bn_lif_bwd(
 
     ``factors`` [3, C] are a, b and c of dx = a dz + b x + c.
     """
+    neuron = (tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
+    return bn_lif_bwd_by(lif_bwd, ds, x, scale, shift, mean, factors, sums, *neuron)
+
+
+def bn_lif_bwd_by(
+    lif_bwd: Callable[..., tuple[Tensor, ...]],
+    ds: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mean: Tensor,
+    factors: Tensor | None,
+    sums: bool,
+    *neuron,
+) -> tuple[Tensor, Tensor]:
+    """:func:`bn_lif_bwd` with currents and their gradient in memory, by any backend's ``lif_bwd``."""
     wide = x.to(scale.dtype)
-    dz, _, _ = lif_bwd(
-        ds, None, wide * scale + shift, None, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha
-    )
+    dz, _, _ = lif_bwd(ds, None, wide * scale + shift, None, *neuron)
     none = dz.new_empty(0)
     dx = none.to(x.dtype) if factors is None else (factors[0] * dz + (factors[1] * wide + factors[2])).to(x.dtype)
     total = torch.stack([dz.flatten(0, -2).sum(0), (dz * (wide - mean)).flatten(0, -2).sum(0)]) if sums else none
