@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 import triton
-from spikeclip.kernels import lif, pack, spike_attention, spike_conv2d
+from spikeclip.kernels import bn_lif, lif, pack, spike_attention, spike_conv2d
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -42,8 +42,8 @@ def variant(name, kernel, pointers, integers, floats, constants, launch, aligned
     """Pointers are aligned, as allocations are; an integer among ``constants`` is an argument that equals 1."""
     signature = {key: f"*{dtype}" for key, dtype in pointers.items()}
     signature |= dict.fromkeys((key for key in integers if key not in constants), "i32") | dict.fromkeys(floats, "fp32")
-    tile = {key: value for key, value in launch.items() if not key.startswith("num_")}
-    options = {key: value for key, value in launch.items() if key.startswith("num_")}
+    tile = {key: value for key, value in launch.items() if key.isupper()}
+    options = {key: value for key, value in launch.items() if not key.isupper()}
     return Variant(name, kernel, signature, constants | tile, options, (*pointers, *(a for a in aligned if a in signature)))
 
 
@@ -83,6 +83,41 @@ def lif_backward_variants():
         name = f"lif_bwd {dtype} {name} tau_tensor={learnt} decay={decay} soft={soft} long={long}"
         options = {"num_warps": lif.LAUNCH["num_warps"], "enable_fp_fusion": False}
         yield from with_ones(Variant(name, lif._bwd, signature, constants, options))
+
+
+def bn_variants():
+    """Round and ragged channels, and rows, channels and steps of 1; every surrogate, and every way to reset and to sum."""
+    sizes, exact = ("steps", "rows", "channels", "per_row", "rows_each"), {"enable_fp_fusion": False}
+    shapes = {"round": ((), ("rows", "channels")), "ragged": ((), ()), "ones": (sizes[:4], ())}
+
+    def each(name, kernel, pointers, floats, constants, launch):
+        for shape, (ones, aligned) in shapes.items():
+            integers = [key for key in sizes if key in kernel.arg_names]
+            ones = {key: 1 for key in ones if key in integers}
+            yield variant(
+                f"{name} {shape}", kernel, pointers, integers, floats, {**constants, **ones}, {**launch, **exact},
+                (*aligned, "rows_each"),
+            )  # fmt: skip
+
+    numbers = ("tau", "v_threshold", "v_reset")
+    for dtype in DTYPES:
+        yield from each(f"bn_stats {dtype}", bn_lif._stats, {"x_ptr": dtype, "sums_ptr": "fp32"}, (), {}, bn_lif.LAUNCH_STATS)
+        for spikes, (full, decay, soft) in itertools.product((dtype, "i32"), [(0, 1, 0), (1, 1, 0), (1, 0, 1)]):
+            pointers = dict.fromkeys(("v0_ptr", "scale_ptr", "shift_ptr", "v_last_ptr", "tau_ptr"), "fp32")
+            pointers |= {"x_ptr": dtype, "spikes_ptr": spikes}
+            constants = dict.fromkeys(("HAS_V0", "HAS_SCALE", "TAU_TENSOR"), bool(full))
+            constants |= {"DECAY_INPUT": bool(decay), "SOFT_RESET": bool(soft)}
+            name = f"bn_lif_fwd {dtype} spikes={spikes} full={full} decay={decay} soft={soft}"
+            yield from each(name, bn_lif._fwd, pointers, numbers, constants, bn_lif.LAUNCH_FORWARD)
+        every = [(name, row.index, 1, 1, 1, 0, 0) for name, row in SURROGATES.items()]
+        every += [("sigmoid", 0, 1, 0, 1, 0, 0), ("sigmoid", 0, 0, 1, 0, 1, 1), ("atan", 1, 1, 1, 0, 0, 1)]
+        for name, kind, write, sums, decay, soft, detach in every:
+            pointers = dict.fromkeys(("scale_ptr", "shift_ptr", "mean_ptr", "factors_ptr", "sums_ptr"), "fp32")
+            pointers |= dict.fromkeys(("ds_ptr", "x_ptr", "dx_ptr"), dtype)
+            constants = {"HAS_FACTORS": bool(write), "SUMS": bool(sums), "DECAY_INPUT": bool(decay), "SOFT_RESET": bool(soft)}
+            constants |= {"DETACH_RESET": bool(detach), "KIND": kind}
+            name = f"bn_lif_bwd {dtype} {name} write={write} sums={sums} decay={decay} soft={soft}"
+            yield from each(name, bn_lif._bwd, pointers, (*numbers, "alpha"), constants, bn_lif.LAUNCH_BACKWARD)
 
 
 def pack_variants():
@@ -173,6 +208,7 @@ def attention_variants():
 def every_variant():
     yield from lif_forward_variants()
     yield from lif_backward_variants()
+    yield from bn_variants()
     yield from pack_variants()
     yield from product_variants()
     yield from gradient_variants()

@@ -88,10 +88,11 @@ def _load_cuda() -> object:
 
 
 def _load_triton() -> object:
-    names = ("lif", "pack", "spike_matmul", "spike_conv2d", "spike_attention")
+    names = ("lif", "bn_lif", "pack", "spike_matmul", "spike_conv2d", "spike_attention")
     modules = [importlib.import_module(f"spikeclip.kernels.{name}") for name in names]
     kernels = {key: value for module in modules for key, value in vars(module).items() if key[0] != "_"}
-    return SimpleNamespace(**kernels, count=_load_torch().count)
+    plain = {name: getattr(_load_torch(), name) for name in ("count", "max_pool", "max_pool_bwd")}
+    return SimpleNamespace(**kernels, **plain)
 
 
 def _load_torch() -> object:

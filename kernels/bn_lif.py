@@ -1,0 +1,212 @@
+"""BatchNorm before LIF in Triton: the `triton` backend of ``ops.bn_lif``.
+
+Tensors arrive as dense ``[T, R, C]`` blocks of memory. Forward, a program owns whole words of spikes for all T steps. Where
+sums by channel are made, a program owns CHANNELS channels of neighbouring rows, which it walks ROWS at a time; sums lie in
+float32 until each program has written its own, ``[programs, 2, C]``. The backward pass recomputes currents and membranes of
+up to SEGMENT steps from x, re-reading it from cache; more steps go by the currents themselves and ``lif_bwd``.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from spikeclip.ops._sums import mean_and_variance, total
+from spikeclip.ops.reference.bn_lif import bn_lif_bwd_by
+from spikeclip.ops.surrogate import SURROGATES
+
+from ._bits import elements
+from ._step import charge, neuron_numbers, reset, single, step_grad
+from .lif import SEGMENT, lif_bwd
+
+LAUNCH_FORWARD = {"BLOCK": 16, "num_warps": 4}  # words a program, 4 neurons a thread
+LAUNCH_STATS = {"ROWS": 64, "CHANNELS": 32, "num_warps": 4}
+# Unbound, the assembler spills a few bytes to make do with fewer registers.
+LAUNCH_BACKWARD = {"ROWS": 16, "CHANNELS": 32, "num_warps": 4, "maxnreg": 96}
+PROGRAMS = 4096  # about as many as a device's processors share well
+MOST_TILES = 64  # a program's, so that its float32 sums stay short
+
+
+@triton.jit
+def _place(rows, channels, rows_each, CHANNELS: tl.constexpr):
+    """(Which part of the rows a program has, its first row, the one behind its last, its channels, a mask of them)."""
+    blocks = (channels + CHANNELS - 1) // CHANNELS
+    part = tl.program_id(0) // blocks
+    channel = (tl.program_id(0) - part * blocks) * CHANNELS + tl.arange(0, CHANNELS)
+    begin = part.to(tl.int64) * rows_each
+    return part.to(tl.int64), begin, tl.minimum(begin + rows_each, rows), channel, channel < channels
+
+
+@triton.jit
+def _of(ptr, channel, inside):
+    """The values of a program's channels, [1, CHANNELS]."""
+    return tl.load(ptr + channel, mask=inside, other=0.0)[None, :]
+
+
+@triton.jit
+def _store_sums(sums_ptr, first, second, part, channel, inside, channels):
+    at = sums_ptr + part * 2 * channels + channel
+    tl.store(at, tl.sum(first, axis=0), mask=inside)
+    tl.store(at + channels, tl.sum(second, axis=0), mask=inside)
+
+
+@triton.jit
+def _stats(x_ptr, sums_ptr, rows, channels, rows_each, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    part, begin, end, channel, inside = _place(rows, channels, rows_each, CHANNELS)
+    first = _of(x_ptr, channel, inside).to(tl.float32)
+    plain = tl.zeros((ROWS, CHANNELS), tl.float32)
+    square = tl.zeros((ROWS, CHANNELS), tl.float32)
+    for start in range(begin, end, ROWS):
+        row = (start + tl.arange(0, ROWS))[:, None]
+        mask = (row < end) & inside[None, :]
+        x = tl.load(x_ptr + row * channels + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+        d = tl.where(mask, x - first, 0.0)
+        plain += d
+        square += d * d
+    _store_sums(sums_ptr, plain, square, part, channel, inside, channels)
+
+
+@triton.jit
+def _fwd(
+    x_ptr, v0_ptr, scale_ptr, shift_ptr, spikes_ptr, v_last_ptr, tau_ptr, steps, rows, channels, per_row,
+    tau, v_threshold, v_reset, HAS_V0: tl.constexpr, HAS_SCALE: tl.constexpr, TAU_TENSOR: tl.constexpr,
+    DECAY_INPUT: tl.constexpr, SOFT_RESET: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    words = tl.cast(rows, tl.int64) * per_row
+    word, word_mask, column, at, mask = elements(channels, per_row, words, BLOCK)
+    if HAS_SCALE:
+        scale = tl.load(scale_ptr + column, mask=mask, other=0.0)
+        shift = tl.load(shift_ptr + column, mask=mask, other=0.0)
+    if TAU_TENSOR:
+        tau = tl.load(tau_ptr)
+    inverse = tl.div_rn(1.0, tau)
+    if HAS_V0:
+        v = tl.load(v0_ptr + at, mask=mask, other=0.0)
+    else:
+        v = tl.zeros((BLOCK, 32), tl.float32) + v_reset
+    here = at
+    for _ in range(steps):
+        x = tl.load(x_ptr + here, mask=mask, other=0.0).to(tl.float32)
+        if HAS_SCALE:
+            x = x * scale + shift
+        h = charge(v, x, tau, inverse, v_reset, DECAY_INPUT)
+        if spikes_ptr.dtype.element_ty == tl.int32:
+            bits = (mask & (h >= v_threshold)).to(tl.int32) << tl.arange(0, 32)[None, :]
+            tl.store(spikes_ptr + word, tl.sum(bits, axis=1), mask=word_mask)
+        else:
+            tl.store(spikes_ptr + here, (h >= v_threshold).to(tl.float32).to(spikes_ptr.dtype.element_ty), mask=mask)
+        v = reset(h, v_threshold, v_reset, SOFT_RESET)
+        word += words
+        here += tl.cast(rows, tl.int64) * channels
+    tl.store(v_last_ptr + at, v, mask=mask)
+
+
+@triton.jit
+def _bwd(
+    ds_ptr, x_ptr, scale_ptr, shift_ptr, mean_ptr, factors_ptr, dx_ptr, sums_ptr, steps, rows, channels, rows_each,
+    tau, v_threshold, v_reset, alpha,
+    HAS_FACTORS: tl.constexpr, SUMS: tl.constexpr, DECAY_INPUT: tl.constexpr, SOFT_RESET: tl.constexpr,
+    DETACH_RESET: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    part, begin, end, channel, inside = _place(rows, channels, rows_each, CHANNELS)
+    scale = _of(scale_ptr, channel, inside)
+    shift = _of(shift_ptr, channel, inside)
+    if HAS_FACTORS:
+        a = _of(factors_ptr, channel, inside)
+        b = _of(factors_ptr + channels, channel, inside)
+        c = _of(factors_ptr + 2 * channels, channel, inside)
+    if SUMS:
+        mean = _of(mean_ptr, channel, inside)
+        plain = tl.zeros((ROWS, CHANNELS), tl.float32)
+        centred = tl.zeros((ROWS, CHANNELS), tl.float32)
+    inverse = tl.div_rn(1.0, tau)
+    stride = tl.cast(rows, tl.int64) * channels
+    for start in range(begin, end, ROWS):
+        row = (start + tl.arange(0, ROWS))[:, None]
+        mask = (row < end) & inside[None, :]
+        at = row * channels + channel[None, :]
+        dv = tl.zeros((ROWS, CHANNELS), tl.float32)
+        for down in range(steps):
+            t = steps - 1 - down
+            v = tl.zeros((ROWS, CHANNELS), tl.float32) + v_reset
+            for u in range(t):
+                z = tl.load(x_ptr + at + u * stride, mask=mask, other=0.0).to(tl.float32) * scale + shift
+                v = reset(charge(v, z, tau, inverse, v_reset, DECAY_INPUT), v_threshold, v_reset, SOFT_RESET)
+            here = at + t * stride
+            x = tl.load(x_ptr + here, mask=mask, other=0.0).to(tl.float32)
+            h = charge(v, x * scale + shift, tau, inverse, v_reset, DECAY_INPUT)
+            ds = tl.load(ds_ptr + here, mask=mask, other=0.0).to(tl.float32)
+            dh = step_grad(h, ds, dv, v_threshold, v_reset, alpha, KIND, SOFT_RESET, DETACH_RESET)
+            through = dh * inverse
+            dv = dh - through
+            if DECAY_INPUT:
+                dz = through
+            else:
+                dz = dh
+            if SUMS:
+                dz = tl.where(mask, dz, 0.0)
+                plain += dz
+                centred += dz * (x - mean)
+            if HAS_FACTORS:
+                tl.store(dx_ptr + here, (a * dz + (b * x + c)).to(dx_ptr.dtype.element_ty), mask=mask)
+    if SUMS:
+        _store_sums(sums_ptr, plain, centred, part, channel, inside, channels)
+
+
+def _split(rows: int, channels: int, launch: dict[str, int]) -> tuple[int, int, int]:
+    """(Rows of a program, parts of the rows, programs)."""
+    blocks = triton.cdiv(channels, launch["CHANNELS"])
+    tiles = triton.cdiv(rows * blocks, launch["ROWS"] * PROGRAMS)
+    rows_each = launch["ROWS"] * min(tiles, MOST_TILES)
+    parts = triton.cdiv(rows, rows_each)
+    return rows_each, parts, parts * blocks
+
+
+def bn_stats(x):
+    channels = x.shape[-1]
+    rows = x.numel() // channels
+    rows_each, parts, programs = _split(rows, channels, LAUNCH_STATS)
+    partial = x.new_empty((parts, 2, channels), dtype=torch.float32)
+    with torch.cuda.device(x.device if x.is_cuda else -1):
+        _stats[(programs,)](x, partial, rows, channels, rows_each, enable_fp_fusion=False, **LAUNCH_STATS)
+    return mean_and_variance(partial, x.view(rows, channels)[0], rows)
+
+
+def bn_lif_fwd(x, v0, scale, shift, tau, v_threshold, v_reset, decay_input, spike_dtype):
+    steps, channels = x.shape[0], x.shape[-1]
+    per_row = triton.cdiv(channels, 32)
+    last = per_row if spike_dtype == torch.int32 else channels
+    spikes = x.new_empty((*x.shape[:-1], last), dtype=spike_dtype)
+    v_last = x.new_empty(x.shape[1:], dtype=torch.float32)
+    if v_last.numel():
+        rows = v_last.numel() // channels
+        tau_tensor, *numbers = neuron_numbers(tau, v_threshold, v_reset, x)
+        with torch.cuda.device(x.device if x.is_cuda else -1):
+            _fwd[(triton.cdiv(rows * per_row, LAUNCH_FORWARD["BLOCK"]),)](
+                x, x if v0 is None else v0, x if scale is None else scale, x if shift is None else shift, spikes, v_last,
+                tau_tensor, steps, rows, channels, per_row, *numbers, HAS_V0=v0 is not None, HAS_SCALE=scale is not None,
+                TAU_TENSOR=isinstance(tau, torch.Tensor), DECAY_INPUT=decay_input, SOFT_RESET=v_reset is None,
+                enable_fp_fusion=False, **LAUNCH_FORWARD,
+            )  # fmt: skip
+    return spikes, v_last
+
+
+def bn_lif_bwd(
+    ds, x, scale, shift, mean, factors, sums, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha
+):
+    steps, channels = x.shape[0], x.shape[-1]
+    if steps > SEGMENT:
+        neuron = (tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
+        return bn_lif_bwd_by(lif_bwd, ds, x, scale, shift, mean, factors, sums, *neuron)
+    rows = x.numel() // steps // channels
+    dx = x.new_empty(0) if factors is None else torch.empty_like(x)
+    rows_each, parts, programs = _split(rows, channels, LAUNCH_BACKWARD)
+    partial = x.new_empty((parts, 2, channels) if sums else 0, dtype=torch.float32)
+    _, *numbers = neuron_numbers(tau, v_threshold, v_reset, x)
+    with torch.cuda.device(x.device if x.is_cuda else -1):
+        _bwd[(programs,)](
+            ds, x, scale, shift, mean, x if factors is None else factors, dx, partial, steps, rows, channels, rows_each,
+            *numbers, single(alpha), HAS_FACTORS=factors is not None, SUMS=sums, DECAY_INPUT=decay_input,
+            SOFT_RESET=v_reset is None, DETACH_RESET=detach_reset, KIND=SURROGATES[surrogate].index,
+            enable_fp_fusion=False, **LAUNCH_BACKWARD,
+        )  # fmt: skip
+    return dx, total(partial) if sums else partial
