@@ -1,31 +1,15 @@
 // A thread owns kVector neighbouring neurons for all T steps. The backward pass recomputes the membrane h from x, one
 // segment of kSegment steps in registers at a time; the first membranes of later segments are parked, as bits, in slots of
 // dx that are not yet due, so that nothing of the size of x is allocated.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <stdexcept>
-#include <string>
-
 #include "lif.cuh"
+
+#include "step.cuh"
+#include "values.cuh"
 
 namespace spikeclip {
 namespace {
 
 constexpr int kThreads = 128;
-
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-template <typename T>
-__device__ __forceinline__ T from_float(float x);
-template <>
-__device__ __forceinline__ float from_float<float>(float x) { return x; }
-template <>
-__device__ __forceinline__ __half from_float<__half>(float x) { return __float2half_rn(x); }
-template <>
-__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
 
 template <typename T, int V>
 struct alignas(sizeof(T) * V) Pack {
@@ -101,19 +85,6 @@ __device__ __forceinline__ Pack<float, V> unpark(const void* dx, int64_t t, int6
 #pragma unroll
     for (int i = 0; i < V; ++i) v.value[i] = __uint_as_float(static_cast<uint32_t>(high.value[i]) << 16 | low.value[i]);
     return v;
-  }
-}
-
-__device__ __forceinline__ float step_grad(Surrogate kind, float h, float ds, float dv, const LifParams& p) {
-  switch (kind) {
-    case Surrogate::sigmoid: return lif_step_grad<Surrogate::sigmoid>(h, ds, dv, p);
-    case Surrogate::atan: return lif_step_grad<Surrogate::atan>(h, ds, dv, p);
-    case Surrogate::piecewise_quadratic: return lif_step_grad<Surrogate::piecewise_quadratic>(h, ds, dv, p);
-    case Surrogate::piecewise_exp: return lif_step_grad<Surrogate::piecewise_exp>(h, ds, dv, p);
-    case Surrogate::soft_sign: return lif_step_grad<Surrogate::soft_sign>(h, ds, dv, p);
-    case Surrogate::super_spike: return lif_step_grad<Surrogate::super_spike>(h, ds, dv, p);
-    case Surrogate::erf: return lif_step_grad<Surrogate::erf>(h, ds, dv, p);
-    default: return lif_step_grad<Surrogate::triangle>(h, ds, dv, p);
   }
 }
 
@@ -230,31 +201,20 @@ cudaError_t launch(const LifBackward& c, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-// The second dtype is the first, or any for float32.
-template <typename Call>
-cudaError_t by_dtype(const Call& c, Dtype x, Dtype other, cudaStream_t stream) {
-  if (x == Dtype::f32 && other == Dtype::f32) return launch<float, float>(c, stream);
-  if (x == Dtype::f32 && other == Dtype::f16) return launch<float, __half>(c, stream);
-  if (x == Dtype::f32 && other == Dtype::bf16) return launch<float, __nv_bfloat16>(c, stream);
-  if (x == Dtype::f16 && other == Dtype::f16) return launch<__half, __half>(c, stream);
-  if (x == Dtype::bf16 && other == Dtype::bf16) return launch<__nv_bfloat16, __nv_bfloat16>(c, stream);
-  return cudaErrorInvalidValue;
-}
-
-void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
-}
-
 }  // namespace
 
 int64_t tau_partials(int64_t n) { return (n + kThreads - 1) / kThreads; }
 
 void lif_forward(const LifForward& c, void* stream) {
-  check(by_dtype(c, c.x_dtype, c.spike_dtype, static_cast<cudaStream_t>(stream)));
+  check(by_dtype(c.x_dtype, c.spike_dtype, [&](auto x, auto spike) {
+    return launch<decltype(x), decltype(spike)>(c, static_cast<cudaStream_t>(stream));
+  }));
 }
 
 void lif_backward(const LifBackward& c, void* stream) {
-  check(by_dtype(c, c.x_dtype, c.ds == nullptr ? c.x_dtype : c.ds_dtype, static_cast<cudaStream_t>(stream)));
+  check(by_dtype(c.x_dtype, c.ds == nullptr ? c.x_dtype : c.ds_dtype, [&](auto x, auto ds) {
+    return launch<decltype(x), decltype(ds)>(c, static_cast<cudaStream_t>(stream));
+  }));
 }
 
 }  // namespace spikeclip

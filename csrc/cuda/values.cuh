@@ -1,4 +1,4 @@
-// Values of the tensors' dtypes on the device, and errors of launches.
+// Values of the tensors' dtypes on the device, kernels by dtype, and errors of launches.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -36,6 +36,17 @@ __device__ __forceinline__ void store_value(void* base, Dtype dtype, int64_t at,
     static_cast<__half*>(base)[at] = __float2half_rn(x);
   else
     static_cast<__nv_bfloat16*>(base)[at] = __float2bfloat16_rn(x);
+}
+
+// Calls use with a value of either type; the second dtype is the first, or any for float32.
+template <typename Use>
+cudaError_t by_dtype(Dtype first, Dtype second, Use use) {
+  if (first == Dtype::f32 && second == Dtype::f32) return use(float(), float());
+  if (first == Dtype::f32 && second == Dtype::f16) return use(float(), __half());
+  if (first == Dtype::f32 && second == Dtype::bf16) return use(float(), __nv_bfloat16());
+  if (first == Dtype::f16 && second == Dtype::f16) return use(__half(), __half());
+  if (first == Dtype::bf16 && second == Dtype::bf16) return use(__nv_bfloat16(), __nv_bfloat16());
+  return cudaErrorInvalidValue;
 }
 
 inline void check(cudaError_t error) {
