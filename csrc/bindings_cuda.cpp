@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "cuda/bn_lif.cuh"
 #include "cuda/lif.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/spike_attention.cuh"
@@ -36,6 +37,31 @@ void lif_bwd(uintptr_t ds, int ds_dtype, uintptr_t dv_last, uintptr_t x, int x_d
                 at<void>(dx), at<float>(dv0), at<double>(dtau), steps, n, at<float>(tau_pointer),
                 LifParams{tau, v_threshold, v_reset, alpha, decay_input, soft_reset, detach_reset}, Surrogate(surrogate)},
                at<void>(stream));
+}
+
+void bn_sums(uintptr_t x, int x_dtype, uintptr_t sums, int64_t rows, int64_t channels, int64_t parts, uintptr_t stream) {
+  bn_stats({at<void>(x), Dtype(x_dtype), at<float>(sums), rows, channels, parts}, at<void>(stream));
+}
+
+// spike_dtype 3: packed
+void bn_lif_fwd(uintptr_t x, int x_dtype, uintptr_t v0, uintptr_t scale, uintptr_t shift, uintptr_t spikes, int spike_dtype,
+                uintptr_t v_last, int64_t steps, int64_t rows, int64_t channels, float tau, uintptr_t tau_pointer,
+                float v_threshold, float v_reset, bool decay_input, bool soft_reset, uintptr_t stream) {
+  const bool packed = spike_dtype == 3;
+  bn_lif_forward({at<void>(x), Dtype(x_dtype), at<float>(v0), at<float>(scale), at<float>(shift), at<void>(spikes), packed,
+                  packed ? Dtype::f32 : Dtype(spike_dtype), at<float>(v_last), steps, rows, channels, at<float>(tau_pointer),
+                  LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}},
+                 at<void>(stream));
+}
+
+void bn_lif_bwd(uintptr_t ds, int ds_dtype, uintptr_t x, int x_dtype, uintptr_t scale, uintptr_t shift, uintptr_t mean,
+                uintptr_t factors, uintptr_t dx, uintptr_t sums, int64_t steps, int64_t rows, int64_t channels, int64_t parts,
+                float tau, float v_threshold, float v_reset, bool decay_input, bool soft_reset, bool detach_reset,
+                int surrogate, float alpha, uintptr_t stream) {
+  bn_lif_backward({at<void>(ds), Dtype(ds_dtype), at<void>(x), Dtype(x_dtype), at<float>(scale), at<float>(shift),
+                   at<float>(mean), at<float>(factors), at<void>(dx), at<float>(sums), steps, rows, channels, parts,
+                   LifParams{tau, v_threshold, v_reset, alpha, decay_input, soft_reset, detach_reset}, Surrogate(surrogate)},
+                  at<void>(stream));
 }
 
 PackCall pack_call(uintptr_t s, int dtype, uintptr_t words, int64_t rows, int64_t length, uintptr_t flag) {
@@ -85,6 +111,10 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("lif_fwd", &lif_fwd);
   m.def("lif_bwd", &lif_bwd);
   m.def("tau_partials", &tau_partials);
+  m.def("bn_parts", &bn_parts);
+  m.def("bn_sums", &bn_sums);
+  m.def("bn_lif_fwd", &bn_lif_fwd);
+  m.def("bn_lif_bwd", &bn_lif_bwd);
   m.def("pack", [](uintptr_t s, int dtype, uintptr_t words, int64_t rows, int64_t length, uintptr_t flag, uintptr_t stream) {
     pack(pack_call(s, dtype, words, rows, length, flag), at<void>(stream));
   });

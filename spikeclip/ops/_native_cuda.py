@@ -6,12 +6,18 @@ import torch
 from torch import Tensor
 
 from ._native import DTYPE, Native, as_float, pointer
+from ._sums import mean_and_variance, total
+from .packed import word_count
+from .reference.bn_lif import bn_lif_bwd_by
+from .reference.max_pool import max_pool, max_pool_bwd
 from .reference.pack import count
+from .surrogate import SURROGATES
 
 _SPIKES = {**DTYPE, torch.bool: 3, torch.uint8: 3}  # enum SpikeDtype in csrc/cuda/pack.cuh
 _WEIGHTS = {**DTYPE, torch.int16: 3, torch.int8: 4}  # enum WeightDtype in csrc/cuda/spike_conv2d.cuh
 _ONE_PIXEL = (1, 1, 1, 1, 1, 1, 1, 0, 0, 1)
 _MOST_ROWS = 2**31 - 2**16
+_RECOMPUTED = 8  # steps whose membranes csrc/cuda/bn_lif.cu holds in registers
 _FUSED_ROWS = 256  # above it, k^T v is made once and not anew for every 64 rows of q
 
 
@@ -31,6 +37,8 @@ class NativeCuda(Native):
     """Every op over ``spikeclip._cuda``; signatures as in ``spikeclip.ops.reference``."""
 
     count = staticmethod(count)
+    max_pool = staticmethod(max_pool)
+    max_pool_bwd = staticmethod(max_pool_bwd)
 
     def lif_fwd(self, x, *args):
         with _device(x):
@@ -39,6 +47,50 @@ class NativeCuda(Native):
     def lif_bwd(self, ds, dv_last, x, *args):
         with _device(x):
             return super().lif_bwd(ds, dv_last, x, *args)
+
+    def bn_stats(self, x):
+        channels = x.shape[-1]
+        rows = x.numel() // channels
+        parts = self._ext.bn_parts(rows, channels)
+        partial = x.new_empty((parts, 2, channels), dtype=torch.float32)
+        with _device(x):
+            self._ext.bn_sums(x.data_ptr(), DTYPE[x.dtype], partial.data_ptr(), rows, channels, parts, self._context(x))
+        return mean_and_variance(partial, x.view(rows, channels)[0], rows)
+
+    def bn_lif_fwd(self, x, v0, scale, shift, tau, v_threshold, v_reset, decay_input, spike_dtype):
+        steps, channels = x.shape[0], x.shape[-1]
+        packed = spike_dtype == torch.int32
+        spikes = x.new_empty((*x.shape[:-1], word_count(channels) if packed else channels), dtype=spike_dtype)
+        v_last = x.new_empty(x.shape[1:], dtype=torch.float32)
+        if v_last.numel():
+            with _device(x):
+                self._ext.bn_lif_fwd(
+                    x.data_ptr(), DTYPE[x.dtype], pointer(v0), pointer(scale), pointer(shift), spikes.data_ptr(),
+                    3 if packed else DTYPE[spike_dtype], v_last.data_ptr(), steps, v_last.numel() // channels, channels,
+                    *self._tau(tau, x), v_threshold, 0.0 if v_reset is None else v_reset, decay_input, v_reset is None,
+                    self._context(x),
+                )  # fmt: skip
+        return spikes, v_last
+
+    def bn_lif_bwd(
+        self, ds, x, scale, shift, mean, factors, sums, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha
+    ):
+        steps, channels = x.shape[0], x.shape[-1]
+        if steps > _RECOMPUTED:
+            neuron = (tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
+            return bn_lif_bwd_by(self.lif_bwd, ds, x, scale, shift, mean, factors, sums, *neuron)
+        rows = x.numel() // steps // channels
+        parts = self._ext.bn_parts(rows, channels)
+        dx = x.new_empty(0) if factors is None else torch.empty_like(x)
+        partial = x.new_empty((parts, 2, channels) if sums else 0, dtype=torch.float32)
+        with _device(x):
+            self._ext.bn_lif_bwd(
+                ds.data_ptr(), DTYPE[ds.dtype], x.data_ptr(), DTYPE[x.dtype], scale.data_ptr(), shift.data_ptr(),
+                mean.data_ptr(), pointer(factors), dx.data_ptr(), partial.data_ptr() if sums else 0, steps, rows, channels,
+                parts, tau, v_threshold, 0.0 if v_reset is None else v_reset, decay_input, v_reset is None, detach_reset,
+                SURROGATES[surrogate].index, alpha, self._context(x),
+            )  # fmt: skip
+        return dx, total(partial) if sums else partial
 
     def pack(self, s: Tensor, check: bool) -> Tensor:
         s = s.contiguous() if s.dtype in _SPIKES else s.to(torch.float32).contiguous()
