@@ -6,7 +6,7 @@ import torch
 from compare import assert_error_bounded, assert_spikes
 from torch.nn import functional as F
 
-from spikeclip.ops import PackedSpikes, _backends, bn_lif, lif, spike_attention, spike_conv2d, spike_matmul
+from spikeclip.ops import PackedSpikes, _backends, bn_lif, lif, pack_spikes, spike_attention, spike_conv2d, spike_matmul
 from spikeclip.ops.surrogate import SURROGATES
 
 INTERPRETED = _backends.triton_interpreted()
@@ -183,6 +183,22 @@ def test_packed_spikes_of_plain_lif_are_its_spikes(backend):
         assert torch.equal(packed.unpack(), dense) and torch.equal(v, v_want)
     with pytest.raises(ValueError, match=r"x must have shape \[T, ..., K\] for packed spikes; got \[4\]"):
         lif(torch.zeros(4), packed=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_channels_that_are_not_there_never_fire(backend):
+    x, *rest = (t.to(DEVICE) for t in inputs((3, 7, 37)))
+    options = {"v_threshold": -0.4, "v_reset": -0.5, "training": True, "backend": backend}
+    packed, dense = (bn_lif(x, rest[2].clone(), rest[3].clone(), *rest[:2], packed=p, **options) for p in (True, False))
+    assert torch.equal(packed.words, pack_spikes(dense, backend="torch").words) and dense.mean() > 0.3
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="triton is not available here")
+@pytest.mark.parametrize("programs", [1, 2])
+def test_triton_programs_that_walk_many_rows(monkeypatch, programs):
+    monkeypatch.setattr("spikeclip.kernels.bn_lif.PROGRAMS", programs)
+    for shape in [(2, 150, 40), (3, 130, 5)]:
+        check("triton", shape, training=True)
 
 
 def test_frozen_weights_still_pass_the_gradient_on():
