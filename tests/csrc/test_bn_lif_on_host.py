@@ -11,7 +11,7 @@ from spikeclip.ops.surrogate import SURROGATES
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SIZES = [(1, 1), (5, 31), (3, 64), (2, 3, 33), (2, 200)]
 # v_threshold, v_reset, decay_input; by the last a channel that is not there would fire.
-NEURONS = [(0.9, 0.0, True), (1.0, None, False), (-0.4, -0.5, True)]
+NEURONS = [(0.9, 0.0, True), (1.0, None, False), (-0.6, -0.5, True)]
 STEEPNESS = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 MANY_EACH = [(2, 10_000, 3), (2, 50, 19_200)]  # more rows than warps, of few channels and of many
 

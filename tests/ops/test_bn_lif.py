@@ -188,9 +188,9 @@ def test_packed_spikes_of_plain_lif_are_its_spikes(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_channels_that_are_not_there_never_fire(backend):
     x, *rest = (t.to(DEVICE) for t in inputs((3, 7, 37)))
-    options = {"v_threshold": -0.4, "v_reset": -0.5, "training": True, "backend": backend}
+    options = {"v_threshold": -0.6, "v_reset": -0.5, "training": True, "backend": backend}
     packed, dense = (bn_lif(x, rest[2].clone(), rest[3].clone(), *rest[:2], packed=p, **options) for p in (True, False))
-    assert torch.equal(packed.words, pack_spikes(dense, backend="torch").words) and dense.mean() > 0.3
+    assert torch.equal(packed.words, pack_spikes(dense, backend="torch").words) and 0.3 < dense.mean() < 0.95
 
 
 @pytest.mark.skipif("triton" not in BACKENDS, reason="triton is not available here")
