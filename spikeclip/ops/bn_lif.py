@@ -180,7 +180,7 @@ class _BnLif(torch.autograd.Function):
             if ctx.group is not None:
                 mean, var, count = _together(mean, var, count, ctx.group)
         else:
-            mean, var = mean.to(compute), var.to(compute)
+            mean, var = mean.to(compute).contiguous(), var.to(compute)
         inverse = (var + eps).rsqrt()
         scale = inverse if weight is None else weight.to(compute) * inverse
         shift = -mean * scale if bias is None else bias.to(compute) - mean * scale

@@ -147,6 +147,18 @@ def test_other_memory_orders_give_the_same_numbers(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_running_statistics_of_any_strides(backend):
+    x, *rest = (t.to(DEVICE) for t in inputs((4, 30, 24)))
+    grads = []
+    for stride in (1, 2):
+        weight, bias, mean, var = (t.repeat_interleave(stride)[::stride] for t in rest)
+        leaves = [t.requires_grad_() for t in (weight, bias)]
+        s = bn_lif(x, mean, var, *leaves, backend=backend)
+        grads.append((s, *torch.autograd.grad(s, leaves, seed(s.shape).to(DEVICE))))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("feeds", ["matmul", "conv2d", "attention", "unpack"])
 def test_packed_spikes_carry_their_gradient_through_every_op(backend, feeds):
     x = torch.randn(3, 2, 4, 5, 48, device=DEVICE)
