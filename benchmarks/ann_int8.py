@@ -19,4 +19,5 @@ def quantized(ann: nn.Module, images: Tensor) -> nn.Module:
         prepared = prepare_pt2e(torch.export.export(ann, (images,)).module(), quantizer)
         prepared(images)
         lowered = lower_pt2e_quantized_to_x86(convert_pt2e(prepared), (images,))
-        return torch.compile(lowered, options={"freezing": True})
+        torch.compiler.reset()
+        return torch.compile(lowered, options={"freezing": True}, dynamic=False)

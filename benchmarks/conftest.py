@@ -16,7 +16,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
             return None
 
     machine_info.clear()
-    machine_info["cpu"] = _cpu_name()
+    machine_info["cpu"] = cpu_name()
     machine_info["threads"] = torch.get_num_threads()
     machine_info["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     machine_info["python"] = platform.python_version()
@@ -24,7 +24,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
         machine_info[package] = installed(package)
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()

@@ -8,21 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from rates import fresh
+from towers import TRAINING
 
-from spikeclip import SpikeCLIP
-from spikeclip.nn import PackedSavedSpikes, SpikeConv2d, SpikeLinear
+from spikeclip.nn import PackedSavedSpikes
 
 BATCH = 8
 CONFIGS = ("spikeclip-demo", "spikeclip-4-384")
-PLAIN = {SpikeConv2d: torch.nn.Conv2d.forward, SpikeLinear: torch.nn.Linear.forward}
-
-
-def plain(model: torch.nn.Module) -> torch.nn.Module:
-    """The same model through torch's own dense layers."""
-    for module in model.modules():
-        if type(module) in PLAIN:
-            module.forward = PLAIN[type(module)].__get__(module)
-    return model
+PEERS = [name for name in TRAINING if name not in ("spikeclip", "torch.compile of torch.nn + plain loop")]
 
 
 def saved_bytes(tower: torch.nn.Module, images: torch.Tensor) -> int:
@@ -42,21 +35,20 @@ def saved_bytes(tower: torch.nn.Module, images: torch.Tensor) -> int:
 
 
 def main() -> None:
+    heads = ["", "spikeclip", *PEERS, "spikes that SpikingJelly's save", "the same inside PackedSavedSpikes"]
     lines = [
         f"Megabytes kept for backward by one forward pass of the image tower in training, batch {BATCH}, T = 4, fp32.",
         "",
-        "| | torch.nn layers | spike layers | spikes that torch.nn layers save | the same inside PackedSavedSpikes |",
-        "|---|---|---|---|---|",
+        "| " + " | ".join(heads) + " |",
+        "|---" * len(heads) + "|",
     ]
     for name in CONFIGS:
-        torch.manual_seed(0)
-        tower = SpikeCLIP.from_config(name).visual.train()
+        tower = fresh(name).train()
         images = torch.rand(BATCH, 3, tower.image_size, tower.image_size)
-        ours = saved_bytes(tower, images)
-        dense = saved_bytes(plain(tower), images)
+        figures = [saved_bytes(TRAINING[who](tower), images) for who in ("spikeclip", *PEERS)]
         with PackedSavedSpikes() as packed:
-            tower(images)
-        figures = (dense, ours, packed.dense_bytes, packed.packed_bytes)
+            TRAINING["torch.nn + SpikingJelly"](tower)(images)
+        figures += [packed.dense_bytes, packed.packed_bytes]
         lines.append(f"| {name} | " + " | ".join(f"{figure / 1e6:.1f}" for figure in figures) + " |")
     text = "\n".join(lines) + "\n"
     (Path(__file__).parent / "results" / "memory.md").write_text(text)

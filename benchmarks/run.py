@@ -1,6 +1,7 @@
-"""Run the CPU benchmarks under both allocators and keep the result: ``python benchmarks/run.py``.
+"""Run the CPU benchmarks and keep the result: ``python benchmarks/run.py [ops] [towers]``, both without an argument.
 
-Writes results/cpu.json and results/cpu.md. Wants an otherwise idle machine.
+``ops`` are single layers under both allocators, into results/cpu.json and cpu.md; ``towers`` is the whole image tower with kept
+memory, into results/towers.json and towers.md. Wants an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from report import compact, table
 
 HERE = Path(__file__).parent
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26)}
+LAYERS = ["test_lif.py", "test_spikes*.py"]
 OPTIONS = ["-q", "--tb=short", "--benchmark-warmup=on", "--benchmark-warmup-iterations=10", "--benchmark-min-rounds=20"]
 OPTIONS += ["--benchmark-max-time=1.5", "--benchmark-disable-gc", "--benchmark-columns=median,iqr,rounds"]
 
 
-def measure(allocator: str, settings: dict[str, str], extra: list[str]) -> dict:
+def measure(allocator: str, settings: dict[str, str], cases: list[str], extra: list[str] | None = None) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "run.json")
-        command = [sys.executable, "-m", "pytest", str(HERE), *OPTIONS, f"--benchmark-json={file}", *extra]
+        paths = [str(path) for case in cases for path in HERE.glob(case)]
+        command = [sys.executable, "-m", "pytest", *paths, *OPTIONS, f"--benchmark-json={file}", *(extra or [])]
         code = subprocess.run(command, env={**os.environ, **settings}, cwd=HERE.parent).returncode
         if code:
             sys.exit(f"the benchmarks failed with {allocator} (pytest's exit code {code}): no figure is kept")
@@ -44,8 +47,13 @@ def keep(name: str, runs: list[dict]) -> str:
 
 
 def main() -> None:
-    extra = sys.argv[1:]
-    print(keep("cpu", [measure("default allocator", {}, extra), measure("kept memory", KEPT, extra)]))
+    wanted = sys.argv[1:] or ["ops", "towers"]
+    if unknown := set(wanted) - {"ops", "towers"}:
+        sys.exit(f"benchmarks are ops and towers; got {', '.join(unknown)}")
+    if "ops" in wanted:
+        print(keep("cpu", [measure("default allocator", {}, LAYERS), measure("kept memory", KEPT, LAYERS)]))
+    if "towers" in wanted:
+        print(keep("towers", [measure("kept memory", KEPT, ["test_towers.py"])]))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from peers import Neuron, plain_loop, snntorch_module, spikingjelly_lif
 from ann_int8 import quantized
+from peers import Neuron, plain_loop, snntorch_module, spikingjelly_lif
 from torch import Tensor, nn
 
 from spikeclip.models.vision import SpikingImageEncoder
@@ -122,7 +122,7 @@ class _SnnTorch(nn.Module):
         mem, spikes = torch.zeros_like(x[0]), []
         for step in x:
             s, mem = self.leaky(step / 2.0, mem)
-            spikes.append(s)
+            spikes.append(s.to(x.dtype))  # float32 also for float64
         return torch.stack(spikes)
 
 

@@ -19,7 +19,7 @@ import torch
 from ._dtypes import FLOATS
 
 FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-OPS = ("lif", "pack_spikes", "spike_matmul", "spike_conv2d", "spike_attention")
+OPS = ("lif", "bn_lif", "pack_spikes", "spike_matmul", "spike_conv2d", "spike_attention")
 
 
 @dataclass(frozen=True)
