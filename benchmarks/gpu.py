@@ -19,9 +19,7 @@ from typing import TextIO
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-MEASURE = (
-    "from run import keep, measure; print(keep('gpu', [measure('CUDA', {}, ['test_*.py'], ['--benchmark-max-time=0.5'])]))"
-)
+MEASURE = "from run import keep, measure; keep('gpu', [measure('CUDA', {}, ['test_*.py'], ['--benchmark-max-time=0.5'])])"
 TESTS = ("-m", "pytest", "-q", "--tb=short", "--maxfail=40", "tests/ops", "-k", "not in_its_interpreter")
 
 

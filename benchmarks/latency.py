@@ -1,7 +1,7 @@
 """How long one answer takes against everything it depends on, as a figure: ``python benchmarks/latency.py``.
 
-Times the image tower for inference over firing rate, time-steps, batch, width and image size, with the same network dense (compiled)
-and its ANN twin beside, and writes results/latency.json and results/latency.png.
+Times the image tower for inference over firing rate, time-steps, batch, width and image size, with the same network dense
+(compiled) and its ANN twin beside, and writes results/latency.json and results/latency.png.
 """
 
 from __future__ import annotations
@@ -50,15 +50,9 @@ def pictures(model: SpikingImageEncoder, batch: int = BATCH) -> torch.Tensor:
     return torch.rand(batch, 3, model.image_size, model.image_size)
 
 
-def sweep(points: dict[float, SpikingImageEncoder], dense: bool) -> dict[str, dict[float, float]]:
-    """Milliseconds an image by series and point; dense networks are timed where asked for."""
-    series = {
-        kind: {at: milliseconds(m.for_inference(kind), pictures(m)) / BATCH for at, m in points.items()} for kind in KINDS
-    }
-    if dense:
-        for name, who in DENSE.items():
-            series[name] = {at: milliseconds(ANSWERING[who](m), pictures(m)) / BATCH for at, m in points.items()}
-    return series
+def sweep(points: dict[float, SpikingImageEncoder]) -> dict[str, dict[float, float]]:
+    """Milliseconds an image by kind of weights and point."""
+    return {kind: {at: milliseconds(m.for_inference(kind), pictures(m)) / BATCH for at, m in points.items()} for kind in KINDS}
 
 
 def main() -> None:
@@ -66,21 +60,20 @@ def main() -> None:
     base = tower()
     found: dict[str, dict[str, dict[float, float]]] = {}
     rates = {rate: tower(rate) for rate in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)}
-    found["firing rate"] = sweep(rates, False)
+    found["firing rate"] = sweep(rates)
     for name, who in DENSE.items():
         found["firing rate"][name] = dict.fromkeys(rates, milliseconds(ANSWERING[who](base), pictures(base)) / BATCH)
-    found["time-steps"] = sweep({T: tower(T=T) for T in (1, 2, 4, 8, 16)}, False)
+    found["time-steps"] = sweep({T: tower(T=T) for T in (1, 2, 4, 8, 16)})
     ready = {kind: base.for_inference(kind) for kind in KINDS}
     batches = (1, 2, 3, 4, 7, 8, 16, 31, 32, 33, 64, 128, 256)
     found["batch"] = {kind: {n: milliseconds(m, pictures(base, n)) / n for n in batches} for kind, m in ready.items()}
     widths = {w: tower(channels=(w // 8, w // 4, w // 2, w, w), num_heads=w // 48) for w in (96, 192, 288, 384, 480, 576)}
     odd = {w: tower(channels=(50, 100, 200, w, w), num_heads=1) for w in (379, 389)}
-    found["width"] = sweep(dict(sorted((widths | odd).items())), False)
-    found["image size"] = sweep({n: tower(image_size=n) for n in (16, 24, 32, 36, 48, 64)}, False)
+    found["width"] = sweep(dict(sorted((widths | odd).items())))
+    found["image size"] = sweep({n: tower(image_size=n) for n in (16, 24, 32, 36, 48, 64)})
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "latency.json").write_text(
-        json.dumps({"cpu": cpu_name(), "batch": BATCH, "ms_per_image": found}, indent=1) + "\n"
-    )
+    kept = {"cpu": cpu_name(), "batch": BATCH, "ms_per_image": found}
+    (RESULTS / "latency.json").write_text(json.dumps(kept, indent=1) + "\n")
     draw(found)
 
 
@@ -102,9 +95,8 @@ def draw(found: dict[str, dict[str, dict[float, float]]]) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("milliseconds an image")
     axes[0].legend(fontsize=8)
-    figure.suptitle(
-        f"Image tower of spikeclip-4-384, 2 threads; 10 % firing, T = 4, batch {BATCH}, 32x32 where not said otherwise"
-    )
+    rest = f"10 % firing, T = 4, batch {BATCH}, 32x32 where not said otherwise"
+    figure.suptitle(f"Image tower of spikeclip-4-384, {torch.get_num_threads()} threads; {rest}")
     figure.savefig(RESULTS / "latency.png", dpi=110)
 
 
