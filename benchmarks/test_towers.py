@@ -91,6 +91,8 @@ def test_training_step(benchmark, learnt, images, who, dtype):
 def test_answering(benchmark, firing, images, who, density, batch):
     if density is not None and not who.startswith("spikeclip"):
         pytest.skip("dense: as fast at any firing rate")
+    if "torchao" in who and batch == 1:
+        pytest.skip("inductor (torch 2.14) fails to compile torchao's network at batch 1")
     tower = copy.deepcopy(firing[density]).eval().to(DEVICE)
     trained_rate = mean_rate(copy.deepcopy(firing[None]).to(DEVICE), images)
     benchmark.group = (

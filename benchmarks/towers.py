@@ -15,6 +15,7 @@ from peers import Neuron, plain_loop, snntorch_module, spikingjelly_lif
 from torch import Tensor, nn
 
 from spikeclip.models.vision import SpikingImageEncoder
+from spikeclip.training.compositions import render
 
 NEURON = Neuron("sigmoid", detach_reset=True)
 
@@ -112,11 +113,14 @@ class _SpikingJelly(nn.Module):
 
 
 class _SnnTorch(nn.Module):
-    """snnTorch's Leaky does not divide its input by tau: half the input is the same neuron."""
+    """snnTorch's Leaky does not divide its input by tau and fires above its threshold: half the input is the same neuron,
+    and a threshold one step of float32 lower.
+    """
 
     def __init__(self, v_threshold: float):
         super().__init__()
-        self.leaky = snntorch_module(NEURON._replace(decay_input=False, v_threshold=v_threshold))
+        below = torch.nextafter(torch.tensor(v_threshold), torch.tensor(0.0)).item()
+        self.leaky = snntorch_module(NEURON._replace(decay_input=False, v_threshold=below))
 
     def forward(self, x: Tensor) -> Tensor:
         mem, spikes = torch.zeros_like(x[0]), []
@@ -136,8 +140,14 @@ def _compiled(tower: SpikingImageEncoder) -> nn.Module:
 
 
 def _ann(tower: SpikingImageEncoder) -> nn.Module:
-    """The twin of the same topology: ReLU, one step."""
-    return PlainTower(tower, lambda v_threshold: nn.ReLU(), 1).eval()
+    """The twin of the same topology: ReLU, one step; with statistics of its own, or its activations would outgrow float32."""
+    twin = PlainTower(tower, lambda v_threshold: nn.ReLU(), 1).to(tower.mean.device).train()
+    for norm in twin.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 1.0
+    with torch.no_grad():
+        twin(render(32, seed=6).images.to(tower.mean.device))
+    return twin.eval()
 
 
 def _compiled_ann(tower: SpikingImageEncoder) -> nn.Module:
