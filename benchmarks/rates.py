@@ -40,8 +40,10 @@ def mean_rate(tower: SpikingImageEncoder, images: Tensor) -> float:
 @torch.no_grad()
 def fire_at(tower: SpikingImageEncoder, images: Tensor, rate: float) -> SpikingImageEncoder:
     """Shift the norms' biases, and the attention's thresholds, until every layer fires at ``rate`` on ``images``."""
-    tower.train()
-    tower(images)  # running statistics of these images
+    for norm in tower.modules():
+        if isinstance(norm, nn.modules.batchnorm._NormBase):
+            norm.momentum = 1.0
+    tower.train()(images)  # running statistics of these images
     tower.eval()
     tokenizer = tower.tokenizer
 

@@ -34,7 +34,7 @@ def images():
 @pytest.fixture(scope="module")
 def firing(learnt, images):
     """Towers by firing rate: None as trained, else every layer at that rate."""
-    return {None: learnt, **{rate: fire_at(fresh(), images[:8], rate) for rate in (0.1, 0.2)}}
+    return {None: learnt, **{rate: fire_at(fresh().to(DEVICE), images[:8], rate) for rate in (0.1, 0.2)}}
 
 
 def make(makers, who, tower):
@@ -91,8 +91,6 @@ def test_training_step(benchmark, learnt, images, who, dtype):
 def test_answering(benchmark, firing, images, who, density, batch):
     if density is not None and not who.startswith("spikeclip"):
         pytest.skip("dense: as fast at any firing rate")
-    if "torchao" in who and batch == 1:
-        pytest.skip("inductor (torch 2.14) fails to compile torchao's network at batch 1")
     tower = copy.deepcopy(firing[density]).eval().to(DEVICE)
     trained_rate = mean_rate(copy.deepcopy(firing[None]).to(DEVICE), images)
     benchmark.group = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from ann_int8 import quantized
+from ann_int8 import check_installed, quantized
 from peers import Neuron, plain_loop, snntorch_module, spikingjelly_lif
 from torch import Tensor, nn
 
@@ -64,7 +64,7 @@ class PlainTower(nn.Module):
     def __init__(self, tower: SpikingImageEncoder, neuron: Callable[[float], nn.Module], T: int):
         super().__init__()
         tokenizer = tower.tokenizer
-        self.T = T
+        self.T, self.ann = T, isinstance(neuron(1.0), nn.ReLU)
         self.register_buffer("mean", tower.mean)
         self.register_buffer("std", tower.std)
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
@@ -80,6 +80,7 @@ class PlainTower(nn.Module):
         self.step_weight = nn.Parameter(tower.readout.weight.detach().clone())
         self.project = nn.Linear(tower.project.in_features, tower.project.out_features)
         self.project.load_state_dict(tower.project.state_dict())
+        self.to(tower.mean.device)
 
     def forward(self, images: Tensor) -> Tensor:
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
@@ -90,7 +91,7 @@ class PlainTower(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = x.mean(2)
-        return self.project(torch.einsum("t,tbc->bc", self.step_weight, x) if self.T > 1 else x[0])
+        return self.project(x[0] if self.ann else torch.einsum("t,tbc->bc", self.step_weight, x))
 
 
 class _Loop(nn.Module):
@@ -167,12 +168,14 @@ def _half_ann(tower: SpikingImageEncoder) -> Callable[[Tensor], Tensor]:
 
 def _int8_ann(tower: SpikingImageEncoder) -> Callable[[Tensor], Tensor]:
     """Quantised anew for each shape."""
+    check_installed(tower.mean.device.type)
     ready: dict[int, nn.Module] = {}
 
     def run(images: Tensor) -> Tensor:
         if len(images) not in ready:
             ready[len(images)] = quantized(_ann(tower), images)
-        return ready[len(images)](images)
+        with torch._inductor.config.patch(freezing=True):  # packed weights must be constants; an option of compile is too late
+            return ready[len(images)](images)
 
     return run
 

@@ -147,13 +147,13 @@ def eval_(
     root: Path | None = None,
     split: Literal["val", "test"] = "test",
     per_class: bool = False,
-    weights: Weights = "fp32",
+    weights: Weights | None = None,
     device: Device = "auto",
 ) -> None:
     """Zero-shot accuracy of a saved model: top-1, top-5 and, with --per-class, every class.
 
     The test pictures of the compositions are judged among all 80 labels; their val pictures, as in training, among the seen 60.
-    --weights holds the image tower in fp32, int16 or int8.
+    --weights holds the image tower in fp32 (the default), int16 or int8.
     """
     from .training.data import load
     from .zeroshot import class_vectors, evaluate
@@ -186,7 +186,7 @@ def zeroshot(
         raise ValueError(f'labels must name at least two candidates, all different, as in "a, b"; got {labels!r}')
     if not image:
         raise ValueError("image must name at least one picture; got none")
-    student = _asked(model, "fp32", device)
+    student = _asked(model, None, device)
     for label in candidates:
         if unknown := student.tokenizer.unknown_words(label):
             print(f"note: {model} does not know the words {', '.join(unknown)} of {label!r}", file=sys.stderr)
@@ -229,10 +229,13 @@ def _saved(model: str, device: str):
     return SpikeCLIP.from_pretrained(model).to(_device(device))
 
 
-def _asked(model: str, weights: str, device: str):
+def _asked(model: str, weights: str | None, device: str):
     """A saved model for questions alone; one that was saved so keeps its own weights."""
     student = _saved(model, device)
-    return student if student.config.weights is not None else student.for_inference(weights)
+    own = student.config.weights
+    if own is not None and weights not in (None, own):
+        raise ValueError(f"weights must be {own}, as {model} was saved; got {weights}")
+    return student.for_inference(weights or "fp32") if own is None else student
 
 
 def _student(model: str, seed: int, device: str):
@@ -243,7 +246,10 @@ def _student(model: str, seed: int, device: str):
     from .models.config import available
 
     if model not in available() and not model.endswith(".json"):
-        return _saved(model, device)
+        student = _saved(model, device)
+        if student.config.weights is not None:
+            raise ValueError(f"model must be one that learns; {model} was saved for inference, in {student.config.weights}")
+        return student
     torch.manual_seed(seed)
     return SpikeCLIP.from_config(model).to(_device(device))
 

@@ -52,10 +52,10 @@ void forward(const LifForward& c, Spike one) {
   const int64_t rows = c.n / row, blocks = (rows + rows_each - 1) / rows_each * parts;
 #pragma omp parallel for schedule(static) num_threads(team(c.threads, c.steps * c.n))
   for (int64_t b = 0; b < blocks; ++b) {
-    alignas(64) float x_buffer[kMaxBlock], current[kMaxBlock], membrane[kMaxBlock], spikes[kMaxBlock];
+    alignas(64) float x_buffer[kMaxBlock], current[kMaxBlock], spikes[kMaxBlock];
     const int64_t column = b % parts * kMaxBlock, first = b / parts * rows_each * row + column;
     const int64_t width = parts == 1 ? std::min(rows_each * row, c.n - first) : std::min(kMaxBlock, row - column);
-    float* v = c.v_last == nullptr ? membrane : c.v_last + first;
+    float* v = c.v_last + first;
     start(c.v0, c.params, first, width, v);
     for (int64_t t = 0; t < c.steps; ++t) {
       const int64_t at = t * c.n + first;

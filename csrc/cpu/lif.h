@@ -14,7 +14,7 @@ struct LifForward {
   const float* v0;  // null: start at v_reset
   void* spikes;
   Dtype spike_dtype;
-  float* v_last;  // null: not wanted
+  float* v_last;
   int64_t steps, n;
   LifParams params;
   int threads;

@@ -71,8 +71,11 @@ def count(tower: SpikingImageEncoder, images: Tensor) -> Count:
     """Run ``tower`` on ``images`` ``[B, 3, H, W]`` in eval mode and count its convolutions, linears and attention products.
 
     Attention's two products are counted in the order of the event-driven kernel, q (k^T v), at the rate of the spikes that
-    select rows: k in the first, q in the second, whose other operand is a small integer, not a spike.
+    select rows: k in the first, q in the second, whose other operand is a small integer, not a spike. Raises TypeError for
+    another tower, one made for inference among them.
     """
+    if not isinstance(tower, SpikingImageEncoder):
+        raise TypeError(f"tower must be a SpikingImageEncoder, one that learns; got {type(tower).__name__}")
     batch, found, handles = len(images), {}, []
 
     def record(name: str, x: Tensor | PackedSpikes, dense: float, runs: int) -> None:

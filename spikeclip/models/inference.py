@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ class FoldedWeights(nn.Module):
     """Weights and bias of a layer and the BatchNorm behind it, as :func:`spikeclip.ops.prepare_weights` holds them.
 
     They are buffers, so that they are saved, copied and moved; ``forward()`` returns the weights in the kernel's layout, made
-    anew after any of these.
+    anew after any of these. Floating ones stay float32 whatever dtype the module is sent to. Loading weights of another kind
+    is an error.
     """
 
     def __init__(self, w: Tensor, bias: Tensor, dtype: str):
@@ -35,7 +37,6 @@ class FoldedWeights(nn.Module):
         self.register_buffer("scale", prepared.scale)
         self.register_buffer("bias", bias.detach().float())
         self._prepared: SpikeWeights | None = prepared
-        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_prepared", None))
 
     def forward(self) -> SpikeWeights:
         prepared = self._prepared
@@ -45,10 +46,24 @@ class FoldedWeights(nn.Module):
 
     def _apply(self, fn, recurse: bool = True) -> FoldedWeights:
         self._prepared = None
-        return super()._apply(fn, recurse)
+        return super()._apply(lambda tensor: _moved(tensor, fn), recurse)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+        self._prepared = None
+        given = state_dict.get(f"{prefix}values")
+        if given is not None and given.dtype != self.values.dtype:
+            error_msgs.append(f"{prefix}values must be {self.values.dtype}; got {given.dtype}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_prepared": None}
+
+
+def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """Where ``fn`` takes it, in its own dtype."""
+    moved = fn(tensor)
+    return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
 
 @torch.no_grad()
@@ -81,17 +96,17 @@ class _Block(nn.Module):
         super().__init__()
         attention: SpikingSelfAttention = block.attention
         self.heads, self.attention_scale = attention.num_heads, attention.scale
-        self.inner, self.mixed, self.mlp, self.hidden = map(
-            _neuron, (attention.q.norm, attention.attention_lif, block.fc1_lif, block.fc1.norm)
-        )
+        self.mixed, self.mlp, self.hidden = map(_neuron, (attention.attention_lif, block.fc1_lif, block.fc1.norm))
         self.behind = behind
         parts = [attention.q, attention.k, attention.v]
-        together = attention.dim % 32 == 0  # words of one part do not mix with the next one's
+        self.inner = [_neuron(part.norm) for part in parts]
+        # Words of one part may not mix with the next one's.
+        together = attention.dim % 32 == 0 and self.inner[0] == self.inner[1] == self.inner[2]
         self.qkv = nn.ModuleList(_fold_linear(group, dtype) for group in ([parts] if together else [[part] for part in parts]))
         self.project, self.fc1, self.fc2 = (_fold_linear([layer], dtype) for layer in (attention.project, block.fc1, block.fc2))
 
     def forward(self, spikes: PackedSpikes, stream: Tensor) -> PackedSpikes:
-        found = [spike_matmul_lif(spikes, part(), part.bias, **self.inner) for part in self.qkv]
+        found = [spike_matmul_lif(spikes, w(), w.bias, **neuron) for w, neuron in zip(self.qkv, self.inner, strict=False)]
         q, k, v = found if len(found) == 3 else _thirds(found[0])
         mixed = spike_attention_lif(q, k, v, scale=self.attention_scale, num_heads=self.heads, **self.mixed)
         spikes = spike_matmul_lif(mixed, self.project(), self.project.bias, add=stream, currents=stream, **self.mlp)
@@ -108,13 +123,14 @@ class ImageInference(nn.Module):
     """What :meth:`SpikingImageEncoder.for_inference` returns: images ``[B, 3, H, W]`` to features ``[B, embed_dim]``.
 
     Its features and spikes are those of the tower in evaluation, to rounding for fp32 weights. Nothing in it learns; weights
-    are buffers, so that ``state_dict``, ``copy.deepcopy`` and ``to(device)`` work. It may be called from several threads.
+    are buffers, so that ``state_dict``, ``copy.deepcopy`` and ``to(device)`` work. It computes in float32, whatever dtype it is
+    sent to and under autocast too, and may be called from several threads.
     """
 
     def __init__(self, tower: nn.Module, weights: str):
         super().__init__()
         tokenizer, first = tower.tokenizer, tower.tokenizer.norms[0]
-        self.image_size, self.T, self.weights = tower.image_size, tokenizer.encode.T, weights
+        self.image_size, self.T = tower.image_size, tokenizer.encode.T
         self.register_buffer("mean", tower.mean.clone(), persistent=False)
         self.register_buffer("std", tower.std.clone(), persistent=False)
         w, bias = folded(tokenizer.convs[0].weight, tokenizer.convs[0].bias, first)
@@ -129,13 +145,17 @@ class ImageInference(nn.Module):
         self.entry = neurons[0] if neurons else None
         following = [*neurons[1:], *neurons[-1:]]  # nobody reads the last block's spikes, but its stream
         self.blocks = nn.ModuleList(_Block(b, n, weights) for b, n in zip(tower.blocks, following, strict=True))
-        self.readout, self.project = copy.deepcopy(tower.readout), copy.deepcopy(tower.project)
+        self.readout, self.project = copy.deepcopy(tower.readout).float(), copy.deepcopy(tower.project).float()
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Raises ValueError for another shape or dtype."""
         check_images(images, self.image_size)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._features(images)
+
+    def _features(self, images: Tensor) -> Tensor:
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         x = self.first_pool(F.conv2d(x, self.first_weight, self.first_bias, padding=1)).permute(0, 2, 3, 1)
         spikes, _ = lif(x.expand(self.T, *x.shape), packed=True, **self.first)
@@ -156,6 +176,9 @@ class ImageInference(nn.Module):
         y = self.last_pool(spike_conv2d(spikes.flatten(0, 1), conv(), conv.bias, padding=1))
         stream = y.permute(0, 2, 3, 1).unflatten(0, spikes.shape[:2]).flatten(2, 3).contiguous()
         return (None if self.entry is None else lif(stream, packed=True, **self.entry)[0]), stream
+
+    def _apply(self, fn, recurse: bool = True) -> ImageInference:
+        return super()._apply(lambda tensor: _moved(tensor, fn), recurse)
 
     def train(self, mode: bool = True) -> ImageInference:
         """Stays in evaluation, whatever ``mode``."""

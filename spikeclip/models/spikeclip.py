@@ -89,7 +89,7 @@ class SpikeCLIP(
         if self.config.weights is not None:
             raise ValueError(f"weights can be chosen once, from a model that learns; these are {self.config.weights} already")
         model = copy.copy(self)
-        model._modules, model._parameters = dict(self._modules), dict(self._parameters)
+        model.__dict__.update({key: copy.copy(value) for key, value in vars(self).items() if isinstance(value, dict)})
         model.config = model._hub_mixin_config = dataclasses.replace(self.config, weights=weights)
         model.visual = self.visual.for_inference(weights)
         model.text, model.logit_scale = copy.deepcopy(self.text), copy.deepcopy(self.logit_scale)

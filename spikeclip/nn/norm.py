@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -24,7 +26,9 @@ class BNLIF(_NormBase):
         channel_dim: which dimension the channels are; memory with channels last is read fastest, others are copied.
         pool: (size, stride, padding) of a ``MaxPool2d`` between norm and neurons, for ``[T, B, C, H, W]``.
         packed: spikes come out as :class:`~spikeclip.ops.PackedSpikes`, channels last whatever ``channel_dim``.
-        process_group: take statistics over the processes of a group; ``torch.distributed.group.WORLD`` for all.
+        process_group: in training, take statistics over the processes of a group; ``torch.distributed.group.WORLD``, which
+            exists once the process group is initialised, for all. (``SyncBatchNorm.convert_sync_batchnorm`` does not know this
+            layer.)
     """
 
     def __init__(
@@ -92,6 +96,11 @@ class BNLIF(_NormBase):
     def __getstate__(self) -> dict:
         """Without the process group, which belongs to this process."""
         return {**self.__dict__, "process_group": None}
+
+    def __deepcopy__(self, memo: dict) -> BNLIF:
+        layer = memo[id(self)] = self.__class__.__new__(self.__class__)
+        layer.__dict__.update(copy.deepcopy(self.__getstate__(), memo), process_group=self.process_group)
+        return layer
 
     def extra_repr(self) -> str:
         text = (

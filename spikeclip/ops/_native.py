@@ -1,6 +1,7 @@
 """The compiled extensions behind one face: tensors become pointers here, and outputs are allocated here.
 
-Every tensor that arrives has time first and lies in memory as a dense ``[T, N]`` block (``ops.lif`` sees to that).
+Currents arrive with time first, in memory a dense ``[T, N]`` block (``ops.lif`` sees to that); for packed spikes also as one
+step, of stride 0, that stands for all.
 """
 
 from __future__ import annotations

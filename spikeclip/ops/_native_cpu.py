@@ -1,4 +1,4 @@
-"""The products of spikes over the C++ extension: tensors become pointers here, and outputs are allocated here."""
+"""The C++ extension for the CPU: tensors become pointers here, and outputs are allocated here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def _one_type(x: Tensor) -> Tensor:
 
 
 class NativeCpu(Native):
-    """Every op over ``spikeclip._cpu``; signatures as in ``spikeclip.ops.reference``, with optional ready ``tiles``."""
+    """Every op over ``spikeclip._cpu``; signatures as in ``spikeclip.ops.reference``, with optional ready ``tiles``.
+
+    ``spike_lif`` and ``spike_attention_lif`` are this backend's alone: elsewhere they are composed of the other ops.
+    """
 
     def bn_stats(self, x):
         mean, var = (x.new_empty(x.shape[-1], dtype=torch.float32) for _ in range(2))
@@ -167,10 +170,10 @@ class NativeCpu(Native):
         else:
             shape = _conv2d_shape(words[0], w.shape[2:], *window)
         pooled = tuple(shape[3:5]) if pool is None else pooled_size(tuple(shape[3:5]), pool)
-        bias = as_float(bias)
+        scale, bias = as_float(w.scale), as_float(bias)
         self._ext.spike_lif(
             words.data_ptr(), steps, shape, window is not None, channels, _KIND[w.values.dtype], columns, w.tiles.data_ptr(),
-            pointer(w.scale), pointer(bias), [*(pool or (0, 1, 0)), *pooled], pointer(add), pointer(currents), out.data_ptr(),
+            pointer(scale), pointer(bias), [*(pool or (0, 1, 0)), *pooled], pointer(add), pointer(currents), out.data_ptr(),
             tau, v_threshold, 0.0 if v_reset is None else v_reset, decay_input, v_reset is None, self._context(words),
         )  # fmt: skip
 

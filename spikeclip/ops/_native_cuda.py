@@ -1,4 +1,4 @@
-"""The products of spikes over the CUDA extension: tensors become pointers here, and outputs are allocated here."""
+"""The CUDA extension: tensors become pointers here, and outputs are allocated here."""
 
 from __future__ import annotations
 

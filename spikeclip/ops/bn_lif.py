@@ -11,7 +11,8 @@ from torch import Tensor
 from . import _backends
 from ._autograd import no_second_derivative, with_autograd
 from ._dtypes import FLOATS, NUMBERS, compute_dtype
-from .lif import check_neuron, spikes_dtype
+from .lif import check_neuron, check_tau, lif, spikes_dtype
+from .max_pool import check_pool
 from .packed import PackedSpikes, new_edge, word_count
 from .reference.max_pool import pooled_size
 from .surrogate import SURROGATES
@@ -25,8 +26,6 @@ _library.define(
     f"bn_lif_bwd(Tensor ds, Tensor x, Tensor scale, Tensor shift, Tensor mean, Tensor? factors, bool sums, {_NEURON}, "
     "bool detach_reset, str surrogate, float alpha, str backend) -> (Tensor, Tensor)"
 )
-_library.define("max_pool(Tensor x, Tensor scale, int[] window, str backend) -> (Tensor, Tensor)")
-_library.define("max_pool_bwd(Tensor dvalues, Tensor index, Tensor x, Tensor? factors, int[] window, str backend) -> Tensor")
 
 
 def bn_lif(
@@ -66,7 +65,8 @@ def bn_lif(
         weight, bias: floating ``[C]`` or None, as in ``batch_norm``.
         training: whether to normalise by the batch's statistics.
         momentum, eps: as in ``batch_norm``.
-        process_group: take statistics over the processes of a ``torch.distributed`` group, as ``SyncBatchNorm`` does.
+        process_group: in training, take statistics over the processes of a ``torch.distributed`` group, as ``SyncBatchNorm``
+            does; every process needs a batch that is not empty.
         pool: (size, stride, padding) of a max-pool between norm and neurons, ``F.max_pool2d`` of ``x`` ``[T, B, H, W, C]``;
             normalised currents do not exist for it either.
         tau: membrane time constant in steps, a number > 1.
@@ -85,7 +85,13 @@ def bn_lif(
     batch = training or running_mean is None
     neuron = (float(tau), float(v_threshold), None if v_reset is None else float(v_reset), decay_input)
     learning = (detach_reset, surrogate, alpha, backend)
+    if not x.numel():
+        if batch:
+            raise ValueError(f"x must have more than one value a channel in training; got {list(x.shape)}")
+        left = x if pool is None else x.new_empty((*x.shape[:2], *pooled_size(x.shape[2:4], pool), x.shape[-1]))
+        return lif(left, packed=packed, backend=backend)[0]
     given = (None, None) if batch else (running_mean, running_var)
+    process_group = process_group if training else None  # as SyncBatchNorm, which asks no other process in evaluation
     dtype = torch.int32 if packed else spikes_dtype(x)
     spikes, edge, mean, var, count = _BnLif.apply(
         x.contiguous(), weight, bias, *given, eps, process_group, pool, neuron, learning, dtype
@@ -102,8 +108,8 @@ def _check(x, running_mean, running_var, weight, bias, momentum, eps, pool, tau)
         raise TypeError(f"x must be a torch.Tensor; got {type(x).__name__}")
     if x.dtype not in FLOATS:
         raise ValueError(f"x must be float32, float16, bfloat16 or float64; got {x.dtype}")
-    if x.dim() < 2 or not x.numel():
-        raise ValueError(f"x must have shape [T, ..., C] and not be empty; got {list(x.shape)}")
+    if x.dim() < 2 or not x.shape[0] or not x.shape[-1]:
+        raise ValueError(f"x must have shape [T, ..., C] with T and C >= 1; got {list(x.shape)}")
     named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     for name, tensor in named.items():
         if tensor is None:
@@ -128,27 +134,6 @@ def _check(x, running_mean, running_var, weight, bias, momentum, eps, pool, tau)
     check_tau(tau)
     if pool is not None:
         check_pool(pool, x.shape)
-
-
-def check_tau(tau: float) -> None:
-    """Raise TypeError or ValueError unless ``tau`` is a number > 1."""
-    if not isinstance(tau, NUMBERS):
-        raise TypeError(f"tau must be a number; got {tau!r}")
-    if not tau > 1.0:
-        raise ValueError(f"tau must be > 1 (in time-steps); got {tau}")
-
-
-def check_pool(pool: tuple[int, int, int], shape: torch.Size) -> None:
-    """Raise TypeError or ValueError unless the window fits images of a shape [T, B, H, W, C]."""
-    if not isinstance(pool, (tuple, list)) or len(pool) != 3 or not all(isinstance(n, int) for n in pool):
-        raise TypeError(f"pool must be three integers, size, stride and padding, or None; got {pool!r}")
-    size, stride, padding = pool
-    valid = len(shape) == 5 and 1 <= size <= 15 and stride >= 1 and 0 <= 2 * padding <= size
-    if not valid or min(shape[2:4]) + 2 * padding < size:
-        raise ValueError(
-            "pool must have size in 1..15, stride >= 1, 0 <= padding <= size / 2 and fit into the images of [T, B, H, W, C]; "
-            f"got {tuple(pool)} for {list(shape)}"
-        )
 
 
 def _together(mean: Tensor, var: Tensor, count: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,7 +176,8 @@ class _BnLif(torch.autograd.Function):
         ctx.dtypes = [None if t is None else t.dtype for t in (weight, bias)]
         packed = dtype == torch.int32
         edge = new_edge(x, values.shape if packed else (0,), spikes_dtype(x))
-        ctx.mark_non_differentiable(mean, var, *([spikes] if packed else []))
+        numbers = [t for t in (spikes if packed else None, mean, var, count) if isinstance(t, Tensor)]
+        ctx.mark_non_differentiable(*numbers)
         return spikes, edge, mean, var, count
 
     @staticmethod
@@ -246,14 +232,6 @@ def _bwd(ds, x, scale, shift, mean, factors, sums, *options):
     return functions.bn_lif_bwd(ds, x, scale, shift, mean, factors, sums, *neuron)
 
 
-def _pool(x, scale, window, backend):
-    return _backends.functions(backend, x.device.type, x.dtype).max_pool(x, scale, tuple(window))
-
-
-def _pool_bwd(dvalues, index, x, factors, window, backend):
-    return _backends.functions(backend, x.device.type, x.dtype).max_pool_bwd(dvalues, index, x, factors, tuple(window))
-
-
 def _stats_fake(x, backend):
     return tuple(x.new_empty(x.shape[-1:], dtype=compute_dtype(x)) for _ in range(2))
 
@@ -268,25 +246,12 @@ def _bwd_fake(ds, x, scale, shift, mean, factors, sums, *options):
     return dx, scale.new_empty((2, x.shape[-1]) if sums else 0)
 
 
-def _pool_fake(x, scale, window, backend):
-    values = x.new_empty((*x.shape[:2], *pooled_size(x.shape[2:4], window), x.shape[-1]))
-    return values, torch.empty_like(values, dtype=torch.uint8)
-
-
-def _pool_bwd_fake(dvalues, index, x, factors, window, backend):
-    return torch.empty_like(x)
-
-
 _bn_lif_bwd = torch.ops.spikeclip.bn_lif_bwd.default
 for _device in ("CPU", "CUDA"):
     _library.impl("bn_stats", _stats, _device)
     _library.impl("bn_lif_fwd", _fwd, _device)
     _library.impl("bn_lif_bwd", _bwd, _device)
-    _library.impl("max_pool", _pool, _device)
-    _library.impl("max_pool_bwd", _pool_bwd, _device)
 _library.impl("bn_lif_bwd", with_autograd(no_second_derivative("bn_lif", _bn_lif_bwd), _bn_lif_bwd), "Autograd")
 torch.library.register_fake("spikeclip::bn_stats", _stats_fake, lib=_library)
 torch.library.register_fake("spikeclip::bn_lif_fwd", _fwd_fake, lib=_library)
 torch.library.register_fake("spikeclip::bn_lif_bwd", _bwd_fake, lib=_library)
-torch.library.register_fake("spikeclip::max_pool", _pool_fake, lib=_library)
-torch.library.register_fake("spikeclip::max_pool_bwd", _pool_bwd_fake, lib=_library)

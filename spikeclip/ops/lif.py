@@ -122,6 +122,14 @@ def check_neuron(v_threshold, v_reset, decay_input, detach_reset, surrogate, alp
     _backends.check_name(backend)
 
 
+def check_tau(tau: float) -> None:
+    """Raise TypeError or ValueError unless ``tau`` is a number > 1."""
+    if not isinstance(tau, NUMBERS):
+        raise TypeError(f"tau must be a number; got {tau!r}")
+    if not tau > 1.0:
+        raise ValueError(f"tau must be > 1 (in time-steps); got {tau}")
+
+
 def _check_input(x: Tensor, v0: Tensor | None) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor; got {type(x).__name__}")

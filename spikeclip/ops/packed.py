@@ -106,7 +106,10 @@ class PackedSpikes:
         return s if self.edge is None or not dtype.is_floating_point else _Dense.apply(s, self.edge)
 
     def to(self, device: torch.device | str) -> PackedSpikes:
-        return PackedSpikes.trusted(self.words.to(device), self.length, None if self.edge is None else self.edge.to(device))
+        words, edge = self.words.to(device), self.edge
+        if edge is not None:  # one element travels
+            edge = edge[(0,) * edge.dim()].to(device).expand(edge.shape) if edge.numel() else edge.to(device)
+        return PackedSpikes.trusted(words, self.length, edge)
 
     def flatten(self, start: int, end: int) -> PackedSpikes:
         """Dimensions ``start`` to ``end``, counted from the front and not the last, as one."""

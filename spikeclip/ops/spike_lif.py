@@ -7,8 +7,8 @@ from torch import Tensor
 
 from . import _backends
 from ._density import event_driven, sampled_density
-from .bn_lif import check_pool, check_tau
-from .lif import check_neuron
+from .lif import check_neuron, check_tau
+from .max_pool import check_pool
 from .packed import PackedSpikes, word_count
 from .reference.max_pool import pooled_size
 from .spike_attention import check_attention, spike_attention
@@ -39,7 +39,7 @@ def spike_matmul_lif(
     Args:
         s: packed spikes ``[T, ..., K]``.
         w: :func:`prepare_weights` of ``[K, N]``, float32 or integers.
-        bias: float32 ``[N]``, or None.
+        bias: float ``[N]``, or None; like ``add`` it gets no gradient.
         add: float32 ``[T, ..., N]``, contiguous, added to the currents (a residual stream), or None.
         currents: a contiguous float32 tensor ``[T, ..., N]``, maybe ``add`` itself, that the currents are written to, or None.
         tau, v_threshold, v_reset, decay_input: the neuron, as for :func:`spikeclip.ops.lif`; tau is a number.
@@ -52,7 +52,7 @@ def spike_matmul_lif(
         TypeError: an argument of the wrong type. ValueError: a shape, dtype, device or number outside the above.
         RuntimeError: the named backend is not available, or ``s`` carries a gradient.
     """
-    _check(s, w, bias, 2, w.shape[-1])
+    _check(s, w, bias, 2)
     if s.length != w.shape[0]:
         raise ValueError(f"s must have K = {w.shape[0]} spikes in its last dimension, as w [K, N] has rows; got {s.length}")
     shape = (*s.shape[:-1], w.shape[1])
@@ -90,7 +90,7 @@ def spike_conv2d_lif(
     Raises:
         As :func:`spike_matmul_lif`; also ValueError for a window larger than the padded image.
     """
-    _check(s, w, bias, 4, w.shape[0])
+    _check(s, w, bias, 4)
     if len(s.shape) != 5 or s.length != w.shape[1]:
         raise ValueError(f"s must have shape [T, B, H, W, {w.shape[1]}], as w [O, C, kh, kw] has channels; got {list(s.shape)}")
     window = pair("stride", stride, 1), pair("padding", padding, 0)
@@ -140,10 +140,10 @@ def spike_attention_lif(
     neuron = _neuron(tau, v_threshold, v_reset, decay_input, backend)
     name = _backends.chosen(backend, q.device.type, torch.float32)
     functions = _backends.functions(backend, q.device.type, torch.float32)
-    if name == "cpu" and q.length // num_heads in (16, 32, 48, 64):
+    if name == "cpu" and q.words.numel() and k.words.numel() and q.length // num_heads in (16, 32, 48, 64):
         words = functions.spike_attention_lif(q.words, k.words, v.words, q.length, num_heads, float(scale), *neuron)
     else:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
             counts = spike_attention(q, k, v, scale=scale, num_heads=num_heads, backend=backend)
             words, _ = functions.bn_lif_fwd(counts, None, None, None, *neuron, torch.int32)
     return PackedSpikes.trusted(words, q.length)
@@ -159,20 +159,20 @@ def _neuron(tau, v_threshold, v_reset, decay_input, backend) -> tuple[float, flo
 def _check_spikes(name: str, s: PackedSpikes) -> None:
     if not isinstance(s, PackedSpikes):
         raise TypeError(f"{name} must be PackedSpikes; got {type(s).__name__}")
-    if len(s.shape) < 2 or not s.words.numel():
-        raise ValueError(f"{name} must have shape [T, ..., K] and not be empty; got {list(s.shape)}")
+    if len(s.shape) < 2 or not s.shape[0]:
+        raise ValueError(f"{name} must have shape [T, ..., K] with T >= 1; got {list(s.shape)}")
     if s.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(f"{name} carries a gradient, and this op has none: call it under torch.no_grad()")
 
 
-def _check(s, w, bias, dim: int, columns: int) -> None:
+def _check(s, w, bias, dim: int) -> None:
     _check_spikes("s", s)
     if not isinstance(w, SpikeWeights):
         raise TypeError(f"w must be SpikeWeights (ops.prepare_weights); got {type(w).__name__}")
-    if w.values.dim() != dim:
-        raise ValueError(f"w must have {dim} dimensions; got {list(w.shape)}")
+    if w.values.dim() != dim or 0 in w.shape:
+        raise ValueError(f"w must have {dim} dimensions, none of them 0; got {list(w.shape)}")
     check_beside("w", w.values, s.words)
-    check_bias(bias, columns, s.words)
+    check_bias(bias, w.shape[1 if dim == 2 else 0], s.words)
 
 
 def _run(s, w, bias, window, pool, shape, add, currents, tau, v_threshold, v_reset, decay_input, backend):
@@ -188,11 +188,13 @@ def _run(s, w, bias, window, pool, shape, add, currents, tau, v_threshold, v_res
         check_beside(name, tensor, s.words)
     name = _backends.chosen(backend, s.device.type, torch.float32)
     functions = _backends.functions(backend, s.device.type, torch.float32)
+    words = s.words.new_empty((*shape[:-1], word_count(shape[-1])))
+    if not words.numel():
+        return PackedSpikes.trusted(words, shape[-1])
     if name == "cpu" and (backend == "cpu" or _sparse(s, w, functions)):
-        words = s.words.new_empty((*shape[:-1], word_count(shape[-1])))
         functions.spike_lif(s.words, s.length, w, bias, window, pool, add, currents, *neuron, words)
         return PackedSpikes.trusted(words, shape[-1])
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(s.device.type, enabled=False):
         if window is None:
             y = spike_matmul(s, w, bias, backend=backend)
         else:

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -127,6 +128,40 @@ def test_it_stands_alone_and_stays_in_evaluation(trained):
     assert torch.equal(ready.train().visual(images), want)
     with pytest.raises(ValueError, match="weights can be chosen once, from a model that learns; these are fp32 already"):
         ready.for_inference("int8")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pickle_half_precision_and_autocast_change_nothing(trained, kind):
+    images = render(3, seed=6).images
+    ready = trained.for_inference(kind)
+    want = ready.encode_image(images)
+    assert torch.equal(pickle.loads(pickle.dumps(ready.visual))(images), want)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ready.visual(images), want)
+    assert torch.equal(ready.visual.half()(images), want) and torch.equal(ready.visual.double()(images.double()), want)
+    low = copy.deepcopy(trained).to(torch.bfloat16).for_inference(kind).visual(images)
+    assert torch.nn.functional.cosine_similarity(low, want).min() > 0.9
+
+
+def test_weights_of_another_kind_are_not_loaded(trained):
+    towers = {kind: trained.visual.for_inference(kind) for kind in KINDS}
+    for kind, other in (("int8", "int16"), ("int16", "int8"), ("fp32", "int8")):
+        with pytest.raises(RuntimeError, match="values must be torch"):
+            towers[kind].load_state_dict(towers[other].state_dict())
+
+
+def test_neurons_that_differ_between_queries_and_keys(trained):
+    model = busy(copy.deepcopy(trained))
+    model.visual.blocks[0].attention.k.norm.v_threshold = 0.3
+    images = render(3, seed=7).images
+    with torch.no_grad():
+        torch.testing.assert_close(model.for_inference().encode_image(images), model.encode_image(images), rtol=1e-2, atol=1e-2)
+
+
+def test_no_image_gives_no_features(trained):
+    assert trained.for_inference().encode_image(torch.rand(0, 3, 32, 32)).shape == (0, trained.config.embed_dim)
+    with torch.no_grad():
+        assert trained.encode_image(torch.rand(0, 3, 32, 32)).shape == (0, trained.config.embed_dim)
 
 
 def test_threads_agree(trained):

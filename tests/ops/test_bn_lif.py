@@ -263,11 +263,18 @@ def test_ops_are_what_they_say_to_the_compiler(backend):
     torch.library.opcheck(ops.max_pool_bwd.default, (values, index, x, torch.randn(2, 32, device=DEVICE), [3, 2, 1], backend))
 
 
-def test_a_second_derivative_is_refused():
-    x = torch.randn(3, 4, 8, requires_grad=True)
-    (grad,) = torch.autograd.grad(bn_lif(x, None, None).sum(), x, create_graph=True)
+@pytest.mark.parametrize("pool", [None, (3, 2, 1)])
+def test_a_second_derivative_is_refused(pool):
+    x = torch.randn(3, 1, 4, 4, 8, requires_grad=True)
+    (grad,) = torch.autograd.grad(bn_lif(x, None, None, pool=pool).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="bn_lif has no second derivative"):
         grad.sum().backward()
+
+
+def test_an_empty_batch_in_evaluation():
+    mean, var = torch.zeros(8), torch.ones(8)
+    assert bn_lif(torch.zeros(3, 0, 8), mean, var).shape == (3, 0, 8)
+    assert bn_lif(torch.zeros(3, 0, 6, 6, 8), mean, var, pool=(3, 2, 1), packed=True).shape == (3, 0, 3, 3, 8)
 
 
 GOOD = (torch.zeros(3, 4, 8), torch.zeros(8), torch.ones(8))
@@ -281,9 +288,10 @@ GOOD = (torch.zeros(3, 4, 8), torch.zeros(8), torch.ones(8))
         (
             lambda: bn_lif(torch.zeros(8), None, None),
             ValueError,
-            r"x must have shape \[T, ..., C\] and not be empty; got \[8\]",
+            r"x must have shape \[T, ..., C\] with T and C >= 1; got \[8\]",
         ),
-        (lambda: bn_lif(torch.zeros(3, 0, 8), None, None), ValueError, r"x must have shape .*got \[3, 0, 8\]"),
+        (lambda: bn_lif(torch.zeros(0, 3, 8), None, None), ValueError, r"x must have shape .*got \[0, 3, 8\]"),
+        (lambda: bn_lif(torch.zeros(3, 0, 8), None, None), ValueError, r"more than one value a channel .*got \[3, 0, 8\]"),
         (lambda: bn_lif(GOOD[0], torch.zeros(7), torch.ones(8)), ValueError, r"running_mean must be floating, of shape \[8\]"),
         (lambda: bn_lif(*GOOD, torch.ones(8, dtype=torch.long)), ValueError, "weight must be floating"),
         (lambda: bn_lif(*GOOD, 1.0), TypeError, "weight must be a torch.Tensor or None; got float"),

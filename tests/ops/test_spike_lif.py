@@ -144,7 +144,9 @@ KEPT = torch.zeros(2, 3, 8)
         (lambda: spike_matmul_lif(S, torch.zeros(40, 8)), TypeError, "w must be SpikeWeights"),
         (lambda: spike_matmul_lif(S, KERNEL), ValueError, "w must have 2 dimensions"),
         (lambda: spike_matmul_lif(pack_spikes(torch.zeros(2, 3, 41)), W), ValueError, "s must have K = 40 spikes.*got 41"),
-        (lambda: spike_matmul_lif(pack_spikes(torch.zeros(2, 0, 40)), W), ValueError, "not be empty"),
+        (lambda: spike_matmul_lif(pack_spikes(torch.zeros(0, 3, 40)), W), ValueError, "with T >= 1"),
+        (lambda: spike_matmul_lif(S, [[1.0]]), TypeError, "w must be SpikeWeights"),
+        (lambda: spike_matmul_lif(S, prepare_weights(torch.zeros(40, 0))), ValueError, "none of them 0"),
         (lambda: spike_matmul_lif(S, W, torch.zeros(7)), ValueError, r"bias must be .*shape \[8\]"),
         (lambda: spike_matmul_lif(S, W, add=KEPT[:1]), ValueError, r"add must be float32, contiguous and of shape \[2, 3, 8\]"),
         (lambda: spike_matmul_lif(S, W, currents=KEPT.double()), ValueError, "currents must be float32.*got torch.float64"),
@@ -196,3 +198,17 @@ def test_bad_attention():
         spike_attention_lif(s, s, s, scale=1.0, num_heads=2)
     with pytest.raises(ValueError, match="num_heads must be an integer that divides C = 40; got 3"):
         spike_attention_lif(q, q, q, scale=1.0, num_heads=3)
+
+
+def test_an_empty_batch():
+    assert spike_matmul_lif(pack_spikes(torch.zeros(2, 0, 40)), W).shape == (2, 0, 8)
+    assert spike_conv2d_lif(pack_spikes(torch.zeros(2, 0, 4, 4, 40)), KERNEL).shape == (2, 0, 2, 2, 8)
+    none = pack_spikes(torch.zeros(2, 0, 5, 40))
+    assert spike_attention_lif(none, none, none, scale=1.0, num_heads=2).shape == (2, 0, 5, 40)
+
+
+def test_autocast_leaves_currents_in_float32():
+    s, w = pack_spikes(spikes(4, 30, 64, rate=0.8)), prepare_weights(torch.randn(64, 32, device=DEVICE))
+    want = spike_matmul_lif(s, w)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        assert torch.equal(spike_matmul_lif(s, w).words, want.words)
