@@ -83,7 +83,7 @@ def draw(found: dict[str, dict[str, dict[float, float]]]) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(found), figsize=(4 * len(found), 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, len(found), figsize=(3.2 * len(found), 3.4), layout="constrained")
     for axis, (what, series) in zip(axes, found.items(), strict=True):
         for name, points in series.items():
             dense = name not in KINDS
@@ -94,7 +94,7 @@ def draw(found: dict[str, dict[str, dict[float, float]]]) -> None:
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("milliseconds an image")
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     rest = f"10 % firing, T = 4, batch {BATCH}, 32x32 where not said otherwise"
     figure.suptitle(f"Image tower of spikeclip-4-384, {torch.get_num_threads()} threads; {rest}")
     figure.savefig(RESULTS / "latency.png", dpi=110)

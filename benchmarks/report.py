@@ -36,17 +36,21 @@ def compact(source: Path, allocator: str) -> dict:
 def table(runs: list[dict]) -> str:
     """Markdown: per group and implementation the median of every run and a ratio.
 
-    Where a group has baselines (dense products) the ratio says how many times faster than the fastest of them; elsewhere how
-    many times longer than spikeclip's fastest.
+    Where a group has baselines (dense products, an ANN twin) the ratio says how many times faster than the fastest of them;
+    elsewhere how many times longer than spikeclip's fastest.
     """
     lines = []
     for group in dict.fromkeys(row["group"] for run in runs for row in run["rows"]):
         rows = [[row for row in run["rows"] if row["group"] == group] for run in runs]
         against = any(row["baseline"] for row in rows[0])
-        heads = [f"{run['allocator']}, ms | {'times faster than dense' if against else 'ratio'}" for run in runs]
+        bases = {row["who"] for row in rows[0] if row["baseline"]}
+        ratio = f"times faster than {bases.pop() if len(bases) == 1 else 'dense'}" if against else "ratio"
+        heads = [f"{run['allocator']}, ms | {ratio}" for run in runs]
+        saves = any("saved_megabytes" in row for row in rows[0])
+        heads += ["kept for backward, MB"] if saves else []
         roofs = any("roof" in row for row in rows[0])
         heads += ["share of roof | extra memory, MB"] if roofs else []
-        lines += [f"**{group}**", "", "| | " + " | ".join(heads) + " |", "|---" * (1 + 2 * len(heads)) + "|"]
+        lines += [f"**{group}**", "", "| | " + " | ".join(heads) + " |", "|---" * (1 + " | ".join(heads).count("|") + 1) + "|"]
         names = list(dict.fromkeys(_name(row) for run in rows for row in run))
         several = len({dtype for _, dtype, _ in names}) > 1
         for name in names:
@@ -60,6 +64,9 @@ def table(runs: list[dict]) -> str:
             if roofs:
                 row = next(row for row in rows[0] if _name(row) == name)
                 cells += [f"{row['roof']:.0%}" if "roof" in row else "-", f"{row['memory'] / 1e6:.1f}"]
+            if saves:
+                kept = next((row.get("saved_megabytes") for row in rows[0] if _name(row) == name), None)
+                cells.append("-" if kept is None else f"{kept:.0f}")
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)

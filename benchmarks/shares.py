@@ -1,0 +1,106 @@
+"""Where a training step of the image tower goes, and what an answer takes in memory: ``python benchmarks/shares.py``.
+
+Shares of operators' own time under torch.profiler, and the growth of the process' peak memory over one call for batch 32 after a
+call for one image. Writes results/shares.md.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from conftest import cpu_name
+from rates import mean_rate, trained
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile, schedule
+from towers import ANSWERING
+
+import spikeclip
+from spikeclip.training.compositions import render
+
+BATCH = 32
+KINDS = {
+    "products of spikes, forward": ("spike_matmul", "spike_conv2d"),
+    "their weights' gradient": ("spike_matmul_dw", "spike_conv2d_dw"),
+    "their spikes' gradient, dense, and the first convolution": ("convolution_backward", "mkldnn_convolution", "mm", "addmm"),
+    "BatchNorm and LIF as one": ("bn_stats", "bn_lif_fwd", "bn_lif_bwd"),
+    "max-pool": ("max_pool", "max_pool_bwd", "max_pool2d_with_indices", "max_pool2d_with_indices_backward"),
+    "LIF alone": ("lif_fwd", "lif_bwd"),
+    "BatchNorm alone": ("native_batch_norm", "native_batch_norm_backward"),
+    "attention": ("spike_attention", "spike_attention_bwd"),
+}
+
+
+def shares() -> list[str]:
+    spikeclip.keep_memory()
+    images = render(BATCH, seed=5).images
+    tower = trained(40)
+    rate = mean_rate(tower, images)
+    tower.train()
+    optimizer = torch.optim.Adam(tower.parameters(), lr=1e-4)
+    target = F.normalize(torch.randn(BATCH, 512), dim=1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (1 - F.cosine_similarity(tower(images), target).mean()).backward()
+        optimizer.step()
+
+    with profile(activities=[ProfilerActivity.CPU], schedule=schedule(wait=0, warmup=4, active=5)) as seen:
+        for _ in range(9):
+            step()
+            seen.step()
+    events = seen.key_averages()
+    times = dict.fromkeys(KINDS, 0.0)
+    optimizing = sum(e.cpu_time_total for e in events if e.key.startswith("Optimizer.step"))
+    for event in events:
+        name = event.key.rpartition("::")[2]
+        for kind, names in KINDS.items():
+            if name in names:
+                times[kind] += event.self_cpu_time_total
+    whole = sum(e.self_cpu_time_total for e in events)
+    times |= {"optimizer": optimizing, "everything else": whole - sum(times.values()) - optimizing}
+    lines = [f"A training step of spikeclip-4-384, batch {BATCH}, fp32, firing at {rate:.1%}: {whole / 5e3:.0f} ms.", ""]
+    lines += ["| | ms | share |", "|---|---|---|"]
+    return lines + [f"| {kind} | {time / 5e3:.0f} | {time / whole:.0%} |" for kind, time in times.items()]
+
+
+def peak(who: str) -> None:
+    """Print the megabytes of resident memory that a call for 32 images needs beyond what a call for one has left (Linux)."""
+    torch.manual_seed(0)
+    model = ANSWERING[who](spikeclip.SpikeCLIP.from_config("spikeclip-4-384").visual.eval())
+    images = torch.rand(BATCH, 3, 32, 32)
+    with torch.no_grad():
+        model(images[:1])
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        before = _resident("VmRSS")
+        model(images)
+    print((_resident("VmHWM") - before) / 1e3)
+
+
+def _resident(name: str) -> int:
+    """A figure in kB of /proc/self/status."""
+    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)).split()[1])
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        return peak(sys.argv[1])
+    lines = [f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}.", "", *shares(), ""]
+    lines += [
+        f"Peak memory of one call for {BATCH} images beyond that of a call for one, no gradient:",
+        "",
+        "| | MB |",
+        "|---|---|",
+    ]
+    for who in ("spikeclip, fp32", "spikeclip, int8", "spikeclip, tower in evaluation", "torch.nn + SpikingJelly"):
+        done = subprocess.run([sys.executable, __file__, who], capture_output=True, text=True, check=True)
+        lines.append(f"| {who} | {float(done.stdout):.0f} |")
+    text = "\n".join(lines) + "\n"
+    (Path(__file__).parent / "results" / "shares.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
