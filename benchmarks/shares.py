@@ -1,7 +1,7 @@
 """Where a training step of the image tower goes, and what an answer takes in memory: ``python benchmarks/shares.py``.
 
-Shares of operators' own time under torch.profiler, and the resident memory that one call for batch 32 needs beyond a call for one
-image. Writes results/shares.md.
+Shares of operators' own time under torch.profiler, and the resident memory that one call for batch 32 needs beyond a call for
+one image. Writes results/shares.md.
 """
 
 from __future__ import annotations
@@ -63,6 +63,32 @@ def shares() -> list[str]:
     whole = sum(e.self_cpu_time_total for e in events)
     times |= {"optimizer": optimizing, "everything else": whole - sum(times.values()) - optimizing}
     lines = [f"A training step of spikeclip-4-384, batch {BATCH}, fp32, firing at {rate:.1%}: {whole / 5e3:.0f} ms.", ""]
+    lines += ["| | ms | share |", "|---|---|---|"]
+    return lines + [f"| {kind} | {time / 5e3:.0f} | {time / whole:.0%} |" for kind, time in times.items()]
+
+
+def peak(who: str) -> None:
+    """Print the megabytes of resident memory that a call for 32 images needs beyond what a call for one has left (Linux)."""
+    torch.manual_seed(0)
+    model = ANSWERING[who](spikeclip.SpikeCLIP.from_config("spikeclip-4-384").visual.eval())
+    images = torch.rand(BATCH, 3, 32, 32)
+    with torch.no_grad():
+        model(images[:1])
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        before = _resident("VmRSS")
+        model(images)
+    print((_resident("VmHWM") - before) / 1e3)
+
+
+def _resident(name: str) -> int:
+    """A figure in kB of /proc/self/status."""
+    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)).split()[1])
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        return peak(sys.argv[1])
+    lines = [f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}.", "", *shares(), ""]
     lines += [f"Memory of one call for {BATCH} images beyond that of a call for one, no gradient:", "", "| | MB |", "|---|---|"]
     for who in ("spikeclip, fp32", "spikeclip, int8", "spikeclip, tower in evaluation", "torch.nn + SpikingJelly"):
         done = subprocess.run([sys.executable, __file__, who], capture_output=True, text=True, check=True)
