@@ -7,6 +7,7 @@
 
 #include "convert.h"
 #include "lif_rows.h"
+#include "switches.h"
 
 namespace spikeclip {
 namespace SPIKECLIP_ISA {
@@ -107,15 +108,6 @@ void backward(const BnLifBackward& c) {
   for (int64_t i = 0; i < 2 * c.channels; ++i) c.sums[i] = static_cast<float>(total(sums, 2 * c.channels, i));
 }
 
-template <Surrogate kind>
-void backward_as(const BnLifBackward& c) {
-  const LifParams& p = c.params;
-  if (p.soft_reset)
-    p.detach_reset ? backward<kind, true, true>(c) : backward<kind, true, false>(c);
-  else
-    p.detach_reset ? backward<kind, false, true>(c) : backward<kind, false, false>(c);
-}
-
 }  // namespace
 
 // Sums of x and of its square are taken about the first row, which keeps them small beside a large mean.
@@ -148,16 +140,11 @@ void bn_stats(const BnStats& c) {
 }
 
 void bn_lif_backward(const BnLifBackward& c) {
-  switch (c.surrogate) {
-    case Surrogate::sigmoid: return backward_as<Surrogate::sigmoid>(c);
-    case Surrogate::atan: return backward_as<Surrogate::atan>(c);
-    case Surrogate::piecewise_quadratic: return backward_as<Surrogate::piecewise_quadratic>(c);
-    case Surrogate::piecewise_exp: return backward_as<Surrogate::piecewise_exp>(c);
-    case Surrogate::soft_sign: return backward_as<Surrogate::soft_sign>(c);
-    case Surrogate::super_spike: return backward_as<Surrogate::super_spike>(c);
-    case Surrogate::erf: return backward_as<Surrogate::erf>(c);
-    case Surrogate::triangle: return backward_as<Surrogate::triangle>(c);
-  }
+  by_surrogate(c.surrogate, [&](auto kind) {
+    by_flags(c.params.soft_reset, c.params.detach_reset, [&](auto soft_reset, auto detach_reset) {
+      backward<decltype(kind)::value, decltype(soft_reset)::value, decltype(detach_reset)::value>(c);
+    });
+  });
 }
 
 }  // namespace SPIKECLIP_ISA

@@ -1,9 +1,8 @@
 // Neurons as the epilogue of a product: one step of a row of currents, spikes as bits.
 #pragma once
 
-#include <type_traits>
-
 #include "../lif_step.h"
+#include "switches.h"
 #include "words.h"
 
 namespace spikeclip {
@@ -23,17 +22,6 @@ uint64_t fire_row(const float* current, float* v, LifParams p) {
   uint64_t bits = 0;
   for (int i = 0; i < count; i += 16) bits |= static_cast<uint64_t>(reached(h + i, p.v_threshold)) << i;
   return bits;
-}
-
-// Calls f with the neuron's two switches as constants.
-template <typename F>
-void by_neuron(const LifParams& p, F f) {
-  const std::true_type yes;
-  const std::false_type no;
-  if (p.decay_input)
-    p.soft_reset ? f(yes, yes) : f(yes, no);
-  else
-    p.soft_reset ? f(no, yes) : f(no, no);
 }
 
 }  // namespace SPIKECLIP_ISA

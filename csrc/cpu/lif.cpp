@@ -10,6 +10,7 @@
 #include "convert.h"
 #include "lif_rows.h"
 #include "pack.h"
+#include "switches.h"
 #include "words.h"
 
 namespace spikeclip {
@@ -122,20 +123,9 @@ void backward(const LifBackward& c) {
 
 template <typename Spike>
 void forward_as(const LifForward& c, Spike one) {
-  const LifParams& p = c.params;
-  if (p.decay_input)
-    p.soft_reset ? forward<true, true>(c, one) : forward<true, false>(c, one);
-  else
-    p.soft_reset ? forward<false, true>(c, one) : forward<false, false>(c, one);
-}
-
-template <Surrogate kind>
-void backward_as(const LifBackward& c) {
-  const LifParams& p = c.params;
-  if (p.soft_reset)
-    p.detach_reset ? backward<kind, true, true>(c) : backward<kind, true, false>(c);
-  else
-    p.detach_reset ? backward<kind, false, true>(c) : backward<kind, false, false>(c);
+  by_flags(c.params.decay_input, c.params.soft_reset, [&](auto decay_input, auto soft_reset) {
+    forward<decltype(decay_input)::value, decltype(soft_reset)::value>(c, one);
+  });
 }
 
 }  // namespace
@@ -149,16 +139,11 @@ void lif_forward(const LifForward& c) {
 }
 
 void lif_backward(const LifBackward& c) {
-  switch (c.surrogate) {
-    case Surrogate::sigmoid: return backward_as<Surrogate::sigmoid>(c);
-    case Surrogate::atan: return backward_as<Surrogate::atan>(c);
-    case Surrogate::piecewise_quadratic: return backward_as<Surrogate::piecewise_quadratic>(c);
-    case Surrogate::piecewise_exp: return backward_as<Surrogate::piecewise_exp>(c);
-    case Surrogate::soft_sign: return backward_as<Surrogate::soft_sign>(c);
-    case Surrogate::super_spike: return backward_as<Surrogate::super_spike>(c);
-    case Surrogate::erf: return backward_as<Surrogate::erf>(c);
-    case Surrogate::triangle: return backward_as<Surrogate::triangle>(c);
-  }
+  by_surrogate(c.surrogate, [&](auto kind) {
+    by_flags(c.params.soft_reset, c.params.detach_reset, [&](auto soft_reset, auto detach_reset) {
+      backward<decltype(kind)::value, decltype(soft_reset)::value, decltype(detach_reset)::value>(c);
+    });
+  });
 }
 
 }  // namespace SPIKECLIP_ISA

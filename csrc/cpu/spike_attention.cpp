@@ -284,7 +284,7 @@ void spike_attention(const SpikeAttention& c) {
 void spike_attention_lif(const SpikeAttentionLif& c) {
   by_width(c.forward, [&](auto width) {
     if constexpr (width.value != 0)
-      by_neuron(c.params, [&](auto decay_input, auto soft_reset) {
+      by_flags(c.params.decay_input, c.params.soft_reset, [&](auto decay_input, auto soft_reset) {
         constexpr bool decay = decltype(decay_input)::value, soft = decltype(soft_reset)::value;
         if (c.forward.k_tokens * width.value < (1 << 16))
           attend_and_fire<width.value, uint16_t, decay, soft>(c);

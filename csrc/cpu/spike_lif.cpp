@@ -210,7 +210,7 @@ void run(const SpikeLif& c, const Source& source) {
 
 template <typename Kind, typename Source>
 void run_neuron(const SpikeLif& c, const Source& source) {
-  by_neuron(c.params, [&](auto decay_input, auto soft_reset) {
+  by_flags(c.params.decay_input, c.params.soft_reset, [&](auto decay_input, auto soft_reset) {
     run<Kind, decltype(decay_input)::value, decltype(soft_reset)::value>(c, source);
   });
 }
