@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Subset, TensorDataset
 
 from . import figures
-from .energy import count
+from .energy import Estimate, Profile, estimate, profile
 from .models import SpikeCLIP, load_teacher
 from .nn import FiringRates
 from .ops._density import bf16_is_fast
@@ -120,7 +120,8 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0, device: str | torch.
     with FiringRates(final.visual) as watch, torch.no_grad():
         final.eval().visual(sample)
     rates = watch.rates()
-    energy = count(final.visual, sample)
+    counted = profile(final.visual, sample)
+    energy = estimate(counted, "45nm-fp32")
     teacher_scores = score(teacher, class_vectors(teacher, LABELS, TEMPLATES))
     adapted_scores = score(adapted, class_vectors(adapted, LABELS, TEMPLATES))
 
@@ -145,8 +146,11 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0, device: str | torch.
         "finetuned_unseen": after["unseen"],
         "finetuned_unseen_ce_only": after_ce["unseen"],
         "firing_rate": sum(rate.mean().item() for rate in rates.values()) / len(rates),
-        "energy_snn_millijoules": energy.snn_millijoules,
-        "energy_ann_millijoules": energy.ann_millijoules,
+        "energy_snn_millijoules": energy.snn.millijoules,
+        **{
+            f"energy_{name.lower().replace(' ', '_')}_millijoules": baseline.energy.millijoules
+            for name, baseline in energy.baselines.items()
+        },
         "seconds": time.perf_counter() - started,
     }
     _whole(out / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=1) + "\n"))
@@ -158,7 +162,9 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0, device: str | torch.
         "student, fine-tuned with CE + KL": after,
         "student, fine-tuned with CE alone": after_ce,
     }
-    _print(table, rates, energy.line(), [n for h in histories.values() for n in h.silent_layers], summary["seconds"], out)
+    _print(
+        table, rates, _line(counted, energy), [n for h in histories.values() for n in h.silent_layers], summary["seconds"], out
+    )
     return summary
 
 
@@ -180,6 +186,16 @@ def _answer_grid(model: SpikeCLIP, vectors: torch.Tensor, tests: dict[str, Rende
     figures.answers(images, [LABELS[y] for _, y in pairs], [LABELS[y] for y in top.tolist()], certainty.tolist(), path)
 
 
+def _line(counted: Profile, energy: Estimate) -> str:
+    """One sentence with the estimate and what it leaves out."""
+    others = ", ".join(f"{baseline.energy.millijoules:.4f} ({name})" for name, baseline in energy.baselines.items())
+    return (
+        f"{energy.snn.millijoules:.4f} mJ an image, {counted.synops / 1e6:.2f} M SynOps + {counted.analog_macs / 1e6:.2f} M MACs, "
+        f"against {others} for the same topology, {counted.ann_macs / 1e6:.2f} M MACs. {energy.title}: it leaves out "
+        f"{', '.join(energy.leaves_out)}. The other cost models: spikeclip energy --model"
+    )
+
+
 def _print(table: dict, rates: dict, energy: str, silent: list[str], seconds: float, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -197,5 +213,5 @@ def _print(table: dict, rates: dict, energy: str, silent: list[str], seconds: fl
     console.print("Firing rates: " + ", ".join(f"{name} {rate.mean().item():.1%}" for name, rate in rates.items()))
     if silent:
         console.print(f"[red]Not one neuron fired at the start of training in: {', '.join(silent)}[/red]")
-    console.print(f"Energy estimate: {energy}.")
+    console.print(f"Energy estimate: {energy} {out / 'student'}.")
     console.print(f"{seconds:.0f} s. Student, pictures and summary.json are in {out}/")

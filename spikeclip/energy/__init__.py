@@ -1,5 +1,22 @@
-"""What a forward pass costs: operations counted on real inputs, and energy estimated from them."""
+"""What a forward pass costs: operations counted on real inputs, energy estimated from them, and what this machine measures."""
 
-from .count import Count, LayerCount, count
+from .cost import CostModel, Energy, available, cost_model
+from .counts import Mean, NeuronCount, OtherCount, ProductCount, Profile
+from .estimate import Baseline, Estimate, estimate
+from .profile import profile
 
-__all__ = ["Count", "LayerCount", "count"]
+__all__ = [
+    "Baseline",
+    "CostModel",
+    "Energy",
+    "Estimate",
+    "Mean",
+    "NeuronCount",
+    "OtherCount",
+    "ProductCount",
+    "Profile",
+    "available",
+    "cost_model",
+    "estimate",
+    "profile",
+]

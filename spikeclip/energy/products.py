@@ -1,0 +1,185 @@
+"""The operations of one product that ran: dense, and effective by time-step and sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import Tensor
+
+from .nonzeros import Operand, Reach, nonzeros, of_pixels, of_weights, split
+from .rules import Attention, Convolution, Matmul
+
+
+@dataclass
+class Call:
+    """One product of a forward pass; ``nonzeros`` and ``effective`` are ``[steps, samples]``, numbers are sums over both.
+
+    ``marks``: per step, numbers that are equal where the inputs of two steps are.
+    """
+
+    operands: str
+    steps: int
+    nonzeros: Tensor
+    effective: Tensor
+    dense: float
+    padded: float
+    inputs: int
+    outputs: int
+    weights: int
+    weight_bytes: int
+    activation_bytes: int
+    marks: list[tuple[float, ...]] = field(default_factory=list)
+
+
+class NotANumber(ValueError):
+    """An operand holds NaN."""
+
+
+def described(operand: Operand) -> str:
+    """``spikes``, ``signed spikes``, ``integers`` or ``analog``. Raises NotANumber."""
+    if operand.kind == "nan":
+        raise NotANumber
+    return operand.kind
+
+
+class Products:
+    """Makes a :class:`Call` of what ran, rows by time-step, then by sample. Keeps what depends on weights and sizes alone."""
+
+    def __init__(self):
+        self._reach: dict[tuple, Reach] = {}
+        self._uses: dict[tuple, Tensor | None] = {}
+
+    def matmul(self, found: Matmul, constant: Callable[[Tensor], bool], steps: int, samples: int) -> Call:
+        a, b = found.source, found.b
+        weighted = found.weighted or constant(b)
+        if not weighted and a.words is None and constant(a.values):
+            return self._columns(found, samples)
+        rows, inner = prod(a.shape[:-1]), a.shape[-1]
+        columns = b.shape[-1]
+        if weighted and b.dim() == 3 and b.shape[0] == 1:
+            b = b[0]
+        if weighted and b.dim() == 2:
+            per_sample = of_weights(a, self._uses_of(b), columns, steps, samples)
+            operands = f"{described(a)} x weights"
+        else:
+            other = Operand(b)
+            meets = a.nonzero().sum(-2, dtype=torch.float64) * other.nonzero().sum(-1, dtype=torch.float64)  # [n, K]
+            per_sample = nonzeros(a, steps, samples), split(meets.sum(-1), steps, samples)
+            operands = f"{described(a)} x weights" if weighted else " x ".join(_ordered(described(a), described(other)))
+        dense = float(rows) * inner * columns
+        return Call(
+            operands,
+            steps,
+            *per_sample,
+            dense,
+            dense,
+            rows * inner,
+            found.out.numel(),
+            found.b.numel() if weighted else 0,
+            found.b.nbytes if weighted else 0,
+            a.nbytes + found.out.nbytes + (0 if weighted else found.b.nbytes),
+            _marks(a, steps) if weighted else [],
+        )
+
+    def _columns(self, found: Matmul, samples: int) -> Call:
+        """``weights @ activations``: samples are somewhere in the columns, each with the same share."""
+        w, x = found.source.values, Operand(found.b)
+        each = [
+            part.expand(1, samples)
+            for part in (
+                nonzeros(x, 1, 1) / samples,
+                (x.nonzero().sum(-1, dtype=torch.float64) * (w != 0).sum(-2)).sum() / samples,
+            )
+        ]
+        dense = float(w.shape[-2]) * x.values.numel()
+        size = x.values.numel()
+        activations = x.nbytes + found.out.nbytes
+        return Call(
+            f"{described(x)} x weights", 1, *each, dense, dense, size, found.out.numel(), w.numel(), w.nbytes, activations
+        )
+
+    def convolution(self, found: Convolution, steps: int, samples: int) -> Call:
+        x, w, options = found.source, found.w, found.options
+        n, *rest = x.shape
+        places = tuple(rest[:-1] if found.last else rest[1:])
+        key = (w.data_ptr(), w._version, w.shape, places, str(options))
+        if key not in self._reach:
+            self._reach[key] = Reach.of(w, places, options)
+        reach = self._reach[key]
+        per_sample = of_pixels(x, reach, found.last, steps, samples)
+        taps = w.shape[1] * prod(w.shape[2:])  # of an output; transposed: of an input
+        size = prod(x.shape)
+        return Call(
+            f"{described(x)} x weights",
+            steps,
+            *per_sample,
+            reach.dense * n,
+            float(size if options[3] else found.out.numel()) * taps,
+            size,
+            found.out.numel(),
+            w.numel(),
+            w.nbytes,
+            x.nbytes + found.out.nbytes,
+            _marks(x, steps),
+        )
+
+    def attention(self, found: Attention, steps: int, samples: int) -> tuple[Call, Call]:
+        """k^T v, whose result is integers, then the rows of it that q's spikes select."""
+        parts = (found.source, found.k, found.v)
+        q, k, v = (part.nonzero().unflatten(-1, (found.heads, -1)).transpose(-2, -3) for part in parts)  # [..., heads, N, d]
+        counts = k.mT @ v  # [..., heads, d, d]
+        first = k.sum(-1) * v.sum(-1)
+        second = q.sum(-2) * (counts != 0).sum(-1)
+        width = q.shape[-1]
+        calls = []
+        for operand, effective, operands, outputs, nbytes in (
+            (found.k, first, "spikes x spikes", counts.numel(), found.k.nbytes + found.v.nbytes),
+            (found.source, second, "spikes x integers", found.out.numel(), found.source.nbytes + found.out.nbytes),
+        ):
+            per_sample = nonzeros(operand, steps, samples), split(effective, steps, samples)
+            inputs = prod(operand.shape)
+            dense = float(inputs) * width
+            calls.append(Call(operands, steps, *per_sample, dense, dense, inputs, outputs, 0, 0, nbytes + counts.nbytes))
+        return calls[0], calls[1]
+
+    def opaque_attention(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, steps: int, samples: int) -> Call:
+        """Softmax attention in one op: its scores are not seen, so both products count as dense."""
+        pairs = float(q.shape[:-1].numel()) * k.shape[-2]
+        dense = pairs * (q.shape[-1] + v.shape[-1])
+        for part in (q, k, v):
+            described(Operand(part))
+        each = torch.full((steps, samples), 1.0 / (steps * samples), dtype=torch.float64)
+        nbytes = q.nbytes + k.nbytes + v.nbytes + out.nbytes
+        return Call(
+            "analog x analog", steps, each * q.numel(), each * dense, dense, dense, q.numel(), out.numel(), 0, 0, nbytes
+        )
+
+    def _uses_of(self, w: Tensor) -> Tensor | None:
+        """Weights other than 0 that each input meets; None: all of them are."""
+        key = (w.data_ptr(), w._version, w.shape, w.stride())
+        if key not in self._uses:
+            uses = torch.count_nonzero(w, dim=1).double()
+            self._uses[key] = None if bool((uses == w.shape[1]).all()) else uses
+        return self._uses[key]
+
+
+def _ordered(a: str, b: str) -> tuple[str, str]:
+    """Spikes first: they are what makes a product an accumulation."""
+    return (b, a) if b.endswith("spikes") and not a.endswith("spikes") else (a, b)
+
+
+def _marks(operand: Operand, steps: int) -> list[tuple[float, ...]]:
+    """Numbers of each step's input that are equal where the inputs are (and hardly where they are not)."""
+    values = operand.values if operand.words is None else operand.words
+    if values.numel() % steps:
+        return []
+    parts = values.reshape(steps, -1)
+    if steps > 1 and all(torch.equal(parts[0], part) for part in parts[1:]):
+        return [(0.0,)] * steps
+    if steps > 1:
+        return [(float(step),) for step in range(steps)]
+    flat = parts[0].double()
+    return [(float(flat.sum()), float(flat.square().sum()))]

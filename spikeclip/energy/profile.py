@@ -1,0 +1,353 @@
+"""``spikeclip.energy.profile``: one pass over data, watched, and what it cost per sample."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ..models import SpikeCLIP
+from ..models.inference import ImageInference
+from ..nn.neurons import _Neuron
+from ..zeroshot import class_vectors, classify
+from ..zeroshot.classifier import DEFAULT_TEMPLATES
+from .counts import Mean, NeuronCount, OtherCount, ProductCount, Profile
+from .products import Call
+from .watch import Fired, Seen, Watch, neuron_classes
+
+_Z = 1.959963984540054  # 95 %
+
+
+def profile(
+    model: nn.Module,
+    data: Tensor | Dataset | Iterable,
+    *,
+    T: int | None = None,
+    classes: Sequence[str] | None = None,
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    neurons: Sequence[type[nn.Module]] = (),
+    batch_dim: int = 0,
+    batch_size: int = 128,
+    call: Callable[[nn.Module, Any], Any] | None = None,
+) -> Profile:
+    """Run ``model`` over ``data`` in evaluation, without gradients, and count every operation, per sample.
+
+    Any PyTorch model: products are seen where PyTorch dispatches them, layers and functions alike; neurons are ours
+    (:mod:`spikeclip.nn`, :mod:`spikeclip.ops`), SpikingJelly's and snnTorch's, whose states are reset before each batch, and
+    ``neurons``. Every op that ran is listed with what was done with it. Memory does not grow with the number of samples.
+
+    Args:
+        model: left as it was, but for the states of neurons. Of a model made for inference, profile the one it was made of.
+        data: a batch ``[B, ...]``, a Dataset, or an iterable of batches: tensors, tuples whose first part is the input, or
+            dicts of keyword arguments.
+        T: time-steps; None: what the neurons show on one sample.
+        classes, templates: of a SpikeCLIP, what it chooses between, as for :class:`~spikeclip.zeroshot.ZeroShotClassifier`: the
+            profile of its answers has that of its text tower's prompts as ``text``.
+        neurons: further classes of modules that fire, with spikes (first) in their output.
+        batch_dim: of the inputs; 1 for data with time first.
+        batch_size: for a Dataset.
+        call: ``call(model, batch)`` in place of ``model(input)``.
+
+    Raises:
+        TypeError: an argument of the wrong type, or a model made for inference. ValueError: no data, no samples in a batch,
+        NaN, or a SpikeCLIP without classes.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    if any(isinstance(module, ImageInference) for module in model.modules()):
+        raise TypeError("model must be one that learns: its copy for inference makes the same products out of PyTorch's sight")
+    if T is not None and (isinstance(T, bool) or not isinstance(T, int) or T < 1):
+        raise ValueError(f"T must be an integer >= 1 (time-steps) or None; got {T!r}")
+    if isinstance(model, SpikeCLIP):
+        return _zeroshot(model, data, classes, templates, batch_size)
+    if classes is not None:
+        raise ValueError("classes are for a SpikeCLIP; a text tower alone takes token ids as data")
+    plain = getattr(model, "_orig_mod", model)  # a compiled model runs out of sight
+    return _counted(plain, _batches(data, batch_size), T, neurons, batch_dim, call or _call)
+
+
+def _zeroshot(model: SpikeCLIP, data: Any, classes: Sequence[str] | None, templates: Sequence[str], batch_size: int) -> Profile:
+    if classes is None:
+        raise ValueError("classes must name what a SpikeCLIP chooses between, a list of strings; got None")
+    device, T = next(model.parameters()).device, model.config.T
+    with _evaluation(model):
+        vectors = class_vectors(model, classes, templates)
+
+    def answer(model: SpikeCLIP, batch: Any) -> Tensor:
+        return classify(model, _input(batch).to(device), vectors)
+
+    images = _counted(model, _batches(data, batch_size), T, (), 0, answer)
+    prompts = [template.replace("{}", name) for name in classes for template in templates]
+    tokens = model.tokenizer(prompts).to(device)
+    text = _counted(model.text, _batches(tokens, batch_size), T, (), 0, _call)
+    return replace(images, text=text, prompts=len(prompts), partial=images.partial or text.partial)
+
+
+def _batches(data: Any, batch_size: int) -> Iterable:
+    if isinstance(data, Tensor):
+        return data.split(batch_size) if data.dim() else [data]
+    if isinstance(data, Dataset):
+        return DataLoader(data, batch_size)
+    if not isinstance(data, Iterable):
+        raise TypeError(f"data must be a tensor, a Dataset or an iterable of batches; got {type(data).__name__}")
+    return data
+
+
+def _input(batch: Any) -> Any:
+    while isinstance(batch, (tuple, list)) and batch:
+        batch = batch[0]
+    return batch
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
+    if isinstance(batch, dict):
+        return model(**{key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()})
+    x = _input(batch)
+    return model(x.to(device) if isinstance(x, Tensor) else x)
+
+
+def _tensor_of(batch: Any) -> Tensor:
+    first = next((v for v in batch.values() if isinstance(v, Tensor)), None) if isinstance(batch, dict) else _input(batch)
+    if not isinstance(first, Tensor):
+        raise TypeError(
+            f"data must yield tensors, tuples that begin with one, or dicts that hold one; got {type(batch).__name__}"
+        )
+    return first
+
+
+def _counted(
+    model: nn.Module, batches: Iterable, T: int | None, neurons: Sequence[type], batch_dim: int, call: Callable
+) -> Profile:
+    sums = _Sums(type(model).__name__)
+    with torch.no_grad(), _evaluation(model):
+        for batch in batches:
+            x = _tensor_of(batch)
+            if x.dim() <= batch_dim or x.shape[batch_dim] == 0:
+                raise ValueError(f"data must yield batches with samples in dimension {batch_dim}; got {list(x.shape)}")
+            if T is None:
+                T = _learn_steps(model, batch, neurons, batch_dim, call)
+            if sums.watch is None:
+                sums.watch = Watch(model, neurons, T)
+            reset(model)
+            sums.watch.begin(x.shape[batch_dim])
+            try:
+                with sums.watch:
+                    call(model, batch)
+            except KeyboardInterrupt:
+                if not sums.samples:
+                    raise
+                sums.notes.append("interrupted: the counts are of the samples before")
+                sums.partial = True
+                break
+            sums.add(sums.watch.seen, x.shape[batch_dim])
+        reset(model)
+    if not sums.samples:
+        raise ValueError("data must hold at least one batch; it was empty")
+    return sums.profile(T)
+
+
+def _learn_steps(model: nn.Module, batch: Any, neurons: Sequence[type], batch_dim: int, call: Callable) -> int:
+    """What neurons saw of one sample: rows of a call, first in its shape, times calls. 1 without neurons."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.narrow(batch_dim, 0, 1) if value.dim() > batch_dim else value
+        if isinstance(value, dict):
+            return {key: one(part) for key, part in value.items()}
+        return type(value)(one(part) for part in value) if type(value) in (tuple, list) else value
+
+    watch = Watch(model, neurons, None)
+    watch.begin(1)
+    reset(model)
+    with watch:
+        call(model, one(batch))
+    found = Counter(sum(fired.steps for fired in calls) for calls in watch.seen.neurons.values())
+    return min(found, key=lambda steps: (-found[steps], steps)) if found else 1
+
+
+def reset(model: nn.Module) -> None:
+    """Bring stateful neurons to rest: ours, SpikingJelly's and, where they keep their own state, snnTorch's."""
+    peers = neuron_classes()
+    for module in model.modules():
+        if isinstance(module, _Neuron) or (isinstance(module, peers) and callable(getattr(module, "reset", None))):
+            module.reset()
+        elif isinstance(module, peers) and getattr(module, "init_hidden", False):
+            module.reset_mem()
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class _Series:
+    """Sums over samples of numbers per step, and of each sample's total and its square."""
+
+    def __init__(self, steps: int):
+        self.steps = torch.zeros(steps, dtype=torch.float64)
+        self.total = self.square = 0.0
+
+    def add(self, values: Tensor) -> None:
+        """``[steps, samples]``."""
+        self.steps += values.sum(1)
+        totals = values.sum(0)
+        self.total += float(totals.sum())
+        self.square += float(totals.square().sum())
+
+    def mean(self, samples: int) -> Mean:
+        mean = self.total / samples
+        if samples < 2:
+            return Mean(mean, None)
+        variance = max(self.square - samples * mean * mean, 0.0) / (samples - 1)
+        return Mean(mean, _Z * math.sqrt(variance / samples))
+
+
+class _ProductSums:
+    def __init__(self, name: str, op: str, runs: int):
+        self.name, self.op, self.runs = name, op, runs
+        self.before_neurons = self.same_input = True
+        self.operands: set[str] = set()
+        self.nonzeros, self.effective = _Series(runs), _Series(runs)
+        self.macs = self.acs = self.dense = self.padded = self.activation_bytes = 0.0
+        self.inputs = self.outputs = 0
+        self.weights = self.weight_bytes = 0
+
+
+class _Sums:
+    """Adds up what forward passes did; its size does not depend on how many."""
+
+    def __init__(self, model: str):
+        self.model, self.watch = model, None
+        self.samples = 0
+        self.products: dict[tuple, _ProductSums] = {}
+        self.neurons: dict[str, tuple[_Series, list[int], set[str]]] = {}
+        self.others: dict[tuple, tuple[int, int]] = {}
+        self.acs, self.macs = _Series(1), _Series(1)
+        self.notes: list[str] = []
+        self.partial = False
+
+    def add(self, seen: Seen, samples: int) -> None:
+        self.samples += samples
+        acs, macs = torch.zeros(1, samples, dtype=torch.float64), torch.zeros(1, samples, dtype=torch.float64)
+        for key, calls in seen.products.items():
+            self._add_product(key, calls, seen, acs, macs)
+        self.acs.add(acs)
+        self.macs.add(macs)
+        for name, fired in seen.neurons.items():
+            spikes = _by_step(fired, lambda f: f.spikes)
+            series, sizes, values = self.neurons.setdefault(name, (_Series(len(spikes)), [0], set()))
+            series.add(spikes)
+            sizes[0] += sum(f.neurons for f in fired)
+            values.update(f.values for f in fired)
+        for key, (elements, runs) in seen.others.items():
+            before, most = self.others.get(key, (0, 0))
+            self.others[key] = before + elements, max(most, runs)
+
+    def _add_product(self, key: tuple, calls: list[Call], seen: Seen, acs: Tensor, macs: Tensor) -> None:
+        nonzeros, effective = (_by_step(calls, lambda c, part=part: getattr(c, part)) for part in ("nonzeros", "effective"))
+        sums = self.products.setdefault(key, _ProductSums(*seen.names[key], len(nonzeros)))
+        sums.before_neurons &= key in seen.before_neurons
+        marks = [mark for call in calls for mark in call.marks]
+        sums.same_input &= len(marks) == sums.runs and len(set(marks)) == 1
+        sums.nonzeros.add(nonzeros)
+        sums.effective.add(effective)
+        for call in calls:
+            spiking = call.operands.startswith(("spikes", "signed spikes"))
+            total = call.effective.sum(0, keepdim=True).cpu()
+            (acs if spiking else macs).add_(total)
+            sums.acs += float(total.sum()) if spiking else 0.0
+            sums.macs += 0.0 if spiking else float(total.sum())
+            sums.operands.add(call.operands)
+            sums.dense += call.dense
+            sums.padded += call.padded
+            sums.inputs += call.inputs
+            sums.outputs += call.outputs
+            sums.activation_bytes += call.activation_bytes
+            sums.weights, sums.weight_bytes = call.weights, call.weight_bytes
+
+    def profile(self, T: int) -> Profile:
+        n = self.samples
+        names = Counter()
+        products = []
+        for sums in self.products.values():
+            names[sums.name] += 1
+            name = sums.name if names[sums.name] == 1 else f"{sums.name} #{names[sums.name]}"
+            if len(sums.operands) > 1:
+                self.notes.append(
+                    f"{name}: its operands were {' and '.join(sorted(sums.operands))}, by batch; counted as each was"
+                )
+            products.append(
+                ProductCount(
+                    name,
+                    sums.op,
+                    min(sums.operands),
+                    sums.runs,
+                    sums.before_neurons,
+                    sums.same_input,
+                    sums.dense / n,
+                    sums.padded / n,
+                    sums.macs / n,
+                    sums.acs / n,
+                    sums.effective.mean(n),
+                    tuple((sums.effective.steps / n).tolist()),
+                    tuple((sums.nonzeros.steps * sums.runs / max(sums.inputs, 1)).tolist()),
+                    sums.inputs / n,
+                    sums.outputs / n,
+                    sums.weights,
+                    sums.weight_bytes,
+                    sums.activation_bytes / n,
+                )
+            )
+        neurons = []
+        for name, (series, (size,), values) in self.neurons.items():
+            steps = len(series.steps)
+            each = size / n / steps
+            if wrong := sorted(values - {"spikes", "signed spikes"}):
+                self.notes.append(f"{name}: its spikes are {' and '.join(wrong)}, not 0 and 1: what they feed counts as MACs")
+            rates = tuple((series.steps / n / each).tolist()) if each else (0.0,) * steps
+            neurons.append(NeuronCount(name, steps, each, series.mean(n), rates, " and ".join(sorted(values))))
+        others = tuple(
+            OtherCount(name, op, category, elements / n, runs, folds)
+            for (name, op, category, folds), (elements, runs) in self.others.items()
+        )
+        unknown = sorted({f"{other.op} in {other.name}" for other in others if other.category == "unknown"})
+        if unknown:
+            self.notes.append(f"not counted, since their cost is not known here: {', '.join(unknown)}")
+        if not self.neurons:
+            self.notes.append("no neurons were seen: this is not a spiking network, or its neurons must be named (neurons=)")
+        partial = self.partial or bool(unknown)
+        return Profile(
+            self.model,
+            n,
+            T,
+            tuple(products),
+            tuple(neurons),
+            others,
+            self.acs.mean(n),
+            self.macs.mean(n),
+            tuple(self.notes),
+            partial,
+        )
+
+
+def _by_step(calls: Sequence[Call | Fired], part: Callable[[Any], Tensor]) -> Tensor:
+    """``[steps, samples]`` of all calls: those that hold all steps are added, those of one step follow one another."""
+    most = max(call.steps for call in calls)
+    if most == 1:
+        return torch.cat([part(call) for call in calls]).cpu()
+    return sum(part(call).expand(most, -1) / (most // call.steps) for call in calls).cpu()

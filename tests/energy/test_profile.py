@@ -1,0 +1,384 @@
+import gc
+import math
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from spikeclip import SpikeCLIP
+from spikeclip import nn as snn
+from spikeclip.energy import Profile, profile
+from spikeclip.ops import pack_spikes, spike_attention
+
+
+class Run(nn.Module):
+    """A function of the input and of weights."""
+
+    def __init__(self, function, *weights):
+        super().__init__()
+        self.function = function
+        self.weights = nn.ParameterList(weights)
+
+    def forward(self, x):
+        return self.function(x, *self.weights)
+
+
+def spikes(*shape, rate=0.3):
+    return (torch.rand(shape) < rate).float()
+
+
+def holes(*shape):
+    """Weights of which some are 0."""
+    return torch.randn(shape) * spikes(*shape, rate=0.8)
+
+
+def met(product, x, w, *args, **kwargs):
+    """Operations on two factors that are not 0: the product of their zeros and ones, added up."""
+    return product((x != 0).double(), (w != 0).double(), *args, **kwargs).sum().item()
+
+
+MATMULS = {
+    "mm": lambda x, w: x @ w,
+    "linear": lambda x, w: F.linear(x, w.t(), torch.ones(w.shape[1])),
+    "einsum": lambda x, w: torch.einsum("bk,kn->bn", x, w),
+    "mv": lambda x, w: x @ w[:, 0],
+    "addmm": lambda x, w: torch.addmm(torch.ones(w.shape[1]), x, w),
+}
+
+
+@pytest.mark.parametrize("name", MATMULS)
+def test_products_with_weights_by_hand(name):
+    torch.manual_seed(0)
+    x, w = spikes(6, 20), holes(20, 7)
+    seen = profile(Run(MATMULS[name], w), x, T=1)
+    (product,) = seen.products
+    columns = 1 if name == "mv" else 7
+    assert product.effective_acs * 6 == met(torch.matmul, x, w[:, :columns]) > 0 and product.effective_macs == 0
+    assert product.dense_macs == product.padded_macs == 20 * columns and product.weights == 20 * columns
+    assert product.rate == pytest.approx(x.mean().item()) and product.operands == "spikes x weights"
+    assert seen.samples == 6 and not seen.partial
+
+
+CONVOLUTIONS = {
+    "1d": (F.conv1d, (4, 11), (6, 4, 3), {"padding": 1, "stride": 2}),
+    "2d": (F.conv2d, (4, 9, 8), (6, 4, 3, 3), {"padding": 1}),
+    "2d, strides": (F.conv2d, (4, 9, 8), (6, 4, 3, 2), {"padding": (2, 1), "stride": (1, 3)}),
+    "2d, groups and dilation": (F.conv2d, (4, 9, 8), (6, 2, 3, 3), {"padding": 2, "dilation": 2, "groups": 2}),
+    "depthwise": (F.conv2d, (4, 9, 8), (4, 1, 3, 3), {"padding": 1, "groups": 4}),
+    "3d": (F.conv3d, (2, 4, 5, 6), (3, 2, 2, 3, 3), {"padding": 1}),
+    "transposed": (F.conv_transpose2d, (4, 5, 6), (4, 3, 3, 3), {"padding": 1, "stride": 2, "output_padding": 1}),
+    "transposed, groups": (F.conv_transpose2d, (4, 5, 6), (4, 3, 3, 3), {"stride": 2, "groups": 2}),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("zeros", [False, True], ids=["full", "holes"])
+def test_convolutions_by_hand(name, zeros):
+    torch.manual_seed(0)
+    function, shape, weight, options = CONVOLUTIONS[name]
+    x, w = spikes(3, *shape), holes(*weight) if zeros else torch.randn(weight)
+    (product,) = profile(Run(lambda x, w: function(x, w, **options), w), x, T=1).products
+    assert product.effective_acs * 3 == met(function, x, w, **options) > 0
+    assert product.dense_macs * 3 == met(function, torch.ones_like(x), torch.ones_like(w), **options)
+    taps = w[0].numel() * (x.numel() if "transposed" in name else function(x, w, **options).numel())
+    assert product.padded_macs * 3 == taps
+
+
+def test_analog_operands_are_multiply_accumulates():
+    torch.manual_seed(0)
+    x, w = torch.randn(5, 8) * spikes(5, 8), holes(8, 3)
+    seen = profile(Run(MATMULS["mm"], w), x, T=1)
+    assert seen.macs.mean * 5 == met(torch.matmul, x, w) > 0 and seen.acs.mean == 0
+    assert seen.products[0].operands == "analog x weights" and seen.analog_macs == seen.dense_macs == 24
+
+
+def test_signed_spikes_are_accumulated_and_counts_are_not_spikes():
+    w = torch.ones(8, 3)
+    signed = torch.tensor([[-1.0, 0, 1, 0, 0, 0, 0, 1]])
+    assert profile(Run(MATMULS["mm"], w), signed, T=1).acs.mean == 9
+    seen = profile(Run(MATMULS["mm"], w), 2 * signed, T=1)
+    assert seen.acs.mean == 0 and seen.macs.mean == 9 and seen.products[0].operands == "integers x weights"
+
+
+@pytest.mark.parametrize("order", ["scores", "values"])
+def test_attention_in_the_order_that_runs(order):
+    torch.manual_seed(0)
+    T, B, heads, N, d = 2, 3, 4, 6, 5
+    q, k, v = (spikes(T, B, heads, N, d) for _ in range(3))
+
+    def attend(x):
+        q, k, v = x.unbind(-1)
+        return (q @ k.mT) @ v if order == "scores" else q @ (k.mT @ v)
+
+    seen = profile(Run(attend), torch.stack([q, k, v], -1), T=T, batch_dim=1)
+    first, second = seen.products
+    assert first.operands == "spikes x spikes" and second.operands == "spikes x integers"
+    inner = (q @ k.mT) if order == "scores" else k.mT @ v
+    assert first.effective_acs * B == (met(torch.matmul, q, k.mT) if order == "scores" else met(torch.matmul, k.mT, v))
+    assert second.effective_acs * B == (met(torch.matmul, inner, v) if order == "scores" else met(torch.matmul, q, inner))
+    assert first.dense_macs == T * heads * N * d * (N if order == "scores" else d)
+    assert first.runs == second.runs == T and first.weights == 0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_fused_attention_is_counted_as_its_two_products(packed):
+    torch.manual_seed(0)
+    T, B, heads, N, d = 2, 3, 4, 6, 5
+    q, k, v = (spikes(T, B, N, heads * d) for _ in range(3))
+
+    def attend(x):
+        parts = [pack_spikes(s) for s in x.unbind(-1)] if packed else x.unbind(-1)
+        return spike_attention(*parts, scale=1.0, num_heads=heads)
+
+    first, second = profile(Run(attend), torch.stack([q, k, v], -1), T=T, batch_dim=1).products
+    q, k, v = (s.unflatten(-1, (heads, d)).transpose(2, 3) for s in (q, k, v))
+    assert first.effective_acs * B == met(torch.matmul, k.mT, v)
+    assert second.effective_acs * B == met(torch.matmul, q, k.mT @ v)
+    assert (first.operands, second.operands) == ("spikes x spikes", "spikes x integers")
+    assert first.dense_macs == second.dense_macs == T * heads * N * d * d
+
+
+def test_softmax_attention_counts_dense():
+    x = torch.randn(2, 4, 6, 5)
+    (product,) = profile(Run(lambda x: F.scaled_dot_product_attention(x, x, x)), x, T=1).products
+    assert product.dense_macs == product.effective_macs == 4 * 6 * 6 * 5 * 2
+
+
+def small(T=4, **neuron):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        snn.DirectEncoding(T),
+        snn.LIF(v_threshold=0.3, **neuron),
+        nn.Flatten(2),
+        snn.SpikeLinear(8 * 36, 10),
+    ).eval()
+
+
+def test_a_layer_at_every_step_and_one_before_time_begins():
+    net, x = small(), torch.rand(5, 3, 6, 6)
+    seen = profile(net, x)
+    assert seen.steps == 4 and seen.model == "Sequential"
+    conv, linear = seen.products
+    assert (conv.name, conv.runs, conv.before_neurons, conv.spiking) == ("0", 1, True, False)
+    assert (linear.name, linear.runs, linear.before_neurons, linear.spiking) == ("5", 4, False, True)
+    fired = net[:5](x).detach()  # [T, B, 288]
+    assert linear.per_run == tuple((fired.sum((1, 2)) * 10 / 5).tolist())
+    assert linear.rates == pytest.approx(fired.mean((1, 2)).tolist())
+    assert seen.first_layer_macs == (conv.dense_macs, 4 * conv.dense_macs)
+    (neurons,) = seen.neurons
+    assert (neurons.steps, neurons.neurons, neurons.updates) == (4, 288, 1152)
+    assert neurons.state_reads == neurons.state_writes == neurons.updates == seen.updates
+    assert neurons.spikes.mean * 5 == fired.sum() and seen.rate == pytest.approx(fired.mean().item())
+    assert seen.ann_macs == conv.dense_macs + 2880 and seen.norm_operations == (288, 0)
+
+
+def test_one_step_a_call_costs_what_all_steps_at_once_do():
+    class Loop(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.before, self.neuron, self.after = net[:2], net[3], net[5]
+            self.neuron.stateful = True
+
+        def forward(self, x):
+            self.neuron.reset()
+            y = self.before(x)
+            return sum(self.after(self.neuron(y[None])[0].flatten(1)) for _ in range(4))
+
+    x = torch.rand(5, 3, 6, 6)
+    at_once, stepwise = profile(small(), x), profile(Loop(small()), x)
+    assert stepwise.steps == 4 and stepwise.acs == at_once.acs and stepwise.macs == at_once.macs
+    assert [p.per_run for p in stepwise.products] == [p.per_run for p in at_once.products]
+    assert stepwise.neurons[0].rates == at_once.neurons[0].rates
+
+
+def test_the_first_layer_at_every_step_is_told_from_data_that_changes():
+    x = torch.rand(5, 4)
+    still = nn.Sequential(snn.DirectEncoding(3), nn.Linear(4, 6), snn.LIF())
+    assert profile(still, x).products[0].same_input and profile(still, x).products[0].runs == 3
+    noisy = nn.Sequential(snn.PoissonEncoding(3), nn.Linear(4, 6), snn.LIF())
+    assert not profile(noisy, x).products[0].same_input
+
+
+def test_means_and_intervals_are_those_of_single_samples():
+    net, x = small(), torch.rand(7, 3, 6, 6)
+    seen = profile(net, x, batch_size=3)
+    alone = torch.tensor([profile(net, part[None]).acs.mean for part in x], dtype=torch.float64)
+    assert seen.samples == 7 and seen.acs.mean == pytest.approx(alone.mean().item(), rel=1e-12)
+    assert seen.acs.half == pytest.approx(1.959964 * alone.std().item() / math.sqrt(7), rel=1e-6)
+    assert seen.products[1].effective == seen.acs
+    assert profile(net, x[:1]).acs.half is None
+
+
+@pytest.mark.parametrize("form", ["tensor", "loader", "pairs", "dicts", "dataset"])
+def test_data_in_every_form(form):
+    class Named(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x)
+
+    x, y = torch.rand(6, 3, 6, 6), torch.zeros(6)
+    data = {
+        "tensor": x,
+        "loader": DataLoader(x, 4),
+        "pairs": [(x[:4], y[:4]), (x[4:], y[4:])],
+        "dicts": [{"x": x[:4]}, {"x": x[4:]}],
+        "dataset": TensorDataset(x, y),
+    }[form]
+    assert profile(Named(small()), data).acs == pytest.approx(profile(small(), x).acs)
+
+
+def test_what_else_ran_is_listed_with_what_was_done_with_it():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4), nn.AvgPool2d(2), nn.Flatten())
+    others = {(o.name, o.category): o for o in profile(net, torch.rand(2, 3, 6, 6), T=1).others}
+    assert others["1", "norm"].folds and "folds" in others["1", "norm"].handled and others["1", "norm"].operations == 64
+    assert not others["3", "norm"].folds and "one multiply" in others["3", "norm"].handled
+    assert others["2", "elementwise"].operations == 64 and others["4", "reduction"].operations == 64
+    assert others["5", "move"].handled == "moves data: no arithmetic"
+
+
+def test_a_norm_folds_through_a_max_pool_and_inside_bnlif():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.BatchNorm2d(4))
+    assert [o.folds for o in profile(net, torch.rand(2, 3, 6, 6), T=1).others if o.category == "norm"] == [True]
+    spiking = nn.Sequential(snn.DirectEncoding(2), nn.Linear(4, 8), snn.BNLIF(8, channel_dim=-1))
+    assert profile(spiking, torch.rand(3, 4)).norm_operations == (16, 0)
+
+
+def test_neurons_of_ones_own_and_what_they_fire():
+    class Graded(nn.Module):
+        def forward(self, x):
+            return x.clamp_min(0)
+
+    net = nn.Sequential(nn.Linear(4, 6), Graded(), nn.Linear(6, 2))
+    seen = profile(net, torch.randn(5, 4), neurons=[Graded])
+    assert [n.name for n in seen.neurons] == ["1"] and seen.neurons[0].values == "analog"
+    assert any("not 0 and 1" in note for note in seen.notes) and seen.acs.mean == 0
+    assert [o.category for o in seen.others if o.name == "1"] == ["neuron"]
+
+
+def test_a_network_without_neurons_says_so():
+    seen = profile(nn.Linear(4, 2), torch.randn(3, 4))
+    assert seen.steps == 1 and not seen.neurons and any("no neurons" in note for note in seen.notes) and not seen.partial
+
+
+_library = torch.library.Library("energy_test", "DEF")
+_library.define("mystery(Tensor x) -> Tensor")
+_library.impl("mystery", lambda x: x.clone(), "CPU")
+
+
+def test_an_unknown_op_makes_the_profile_partial():
+    seen = profile(Run(torch.ops.energy_test.mystery), torch.rand(2, 3), T=1)
+    assert seen.partial and any("mystery in Run" in note for note in seen.notes)
+    assert [o.handled for o in seen.others] == ["not counted"]
+
+
+def test_an_interrupted_run_is_kept_and_marked():
+    x = torch.rand(4, 3, 6, 6)
+    batches = iter([x, x, None])
+
+    def call(model, batch):
+        if next(batches) is None:
+            raise KeyboardInterrupt
+        return model(batch)
+
+    seen = profile(small(), [x, x, x], T=4, call=call)
+    assert seen.partial and seen.samples == 8 and any("interrupted" in note for note in seen.notes)
+
+
+def test_the_model_is_left_as_it_was():
+    net = small().train()
+    net[1].eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    profile(net, torch.rand(3, 3, 6, 6))
+    with pytest.raises(ValueError):
+        profile(net, torch.full((3, 3, 6, 6), math.nan))
+    assert [m.training for m in net] == [True, False, True, True, True, True] and net.training
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
+
+
+def test_nothing_of_earlier_batches_is_kept():
+    kept = []
+
+    def batches():
+        for _ in range(5):
+            x = torch.rand(4, 3, 6, 6)
+            kept.append(weakref.ref(x))
+            yield x
+            del x
+            gc.collect()
+            assert not any(ref() is not None for ref in kept[:-1])
+
+    assert profile(small(), batches()).samples == 20
+
+
+def test_a_spikeclip_with_its_text_tower():
+    model = SpikeCLIP.from_config("spikeclip-demo")
+    classes, templates = ["red star", "blue ring"], ["a photo of a {}.", "a {}.", "one {}."]
+    seen = profile(model, torch.rand(3, 3, 32, 32), classes=classes, templates=templates)
+    names = [p.name for p in seen.products]
+    assert {"visual.readout:einsum", "visual.project", "SpikeCLIP:matmul"} <= set(names)
+    similarity = seen.products[names.index("SpikeCLIP:matmul")]
+    assert similarity.dense_macs == len(classes) * model.config.embed_dim and similarity.runs == 1
+    assert seen.prompts == seen.text.samples == 6 and seen.text.products[0].name == "fc1"
+    tower = profile(model.visual, torch.rand(3, 3, 32, 32))
+    assert tower.dense_macs == seen.dense_macs - similarity.dense_macs
+    assert Profile.from_dict(seen.to_dict()) == seen
+
+
+def test_files_hold_what_was_counted(tmp_path):
+    seen = profile(small(), torch.rand(3, 3, 6, 6))
+    seen.save(tmp_path / "a" / "p.json")
+    assert Profile.load(tmp_path / "a" / "p.json") == seen
+    seen.save_csv(tmp_path / "p.csv")
+    header, *rows = [line.split(",") for line in (tmp_path / "p.csv").read_text().splitlines()]
+    acs = [float(row[header.index("effective_acs")]) for row in rows if row[0] == "product"]
+    assert len(acs) == 1 + 4 and sum(acs) == pytest.approx(seen.acs.mean)
+    assert sum(float(row[header.index("updates")]) for row in rows if row[0] == "neurons") == seen.updates
+    assert not list(tmp_path.glob(".half*"))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"format": "else"}', '{"model": "m"}', '{"format": "spikeclip energy profile 1", "x": 1}']
+)
+def test_other_files_are_refused(tmp_path, content):
+    (tmp_path / "p.json").write_text(content)
+    with pytest.raises(ValueError):
+        Profile.load(tmp_path / "p.json")
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"model": "net"}, TypeError, "model must be"),
+        ({"data": []}, ValueError, "data must hold at least one batch"),
+        ({"data": 3}, TypeError, "data must be"),
+        ({"data": ["a"]}, TypeError, "data must yield"),
+        ({"data": torch.rand(0, 3, 6, 6)}, ValueError, "batches with samples"),
+        ({"data": torch.full((2, 3, 6, 6), math.nan)}, ValueError, "no NaN; 0 was given some"),
+        ({"T": 0}, ValueError, "T must be"),
+        ({"T": True}, ValueError, "T must be"),
+        ({"classes": ["a"]}, ValueError, "classes are for a SpikeCLIP"),
+        ({"model": SpikeCLIP.from_config("spikeclip-demo")}, ValueError, "classes must name"),
+        ({"model": SpikeCLIP.from_config("spikeclip-demo").for_inference()}, TypeError, "one that learns"),
+    ],
+)
+def test_bad_input_is_named(change, error, message):
+    arguments = {"model": small(), "data": torch.rand(2, 3, 6, 6), **change}
+    with pytest.raises(error, match=message):
+        profile(**arguments)
+
+
+def test_nan_inside_names_the_layer():
+    net = small()
+    net[0].weight.data.fill_(math.nan)
+    with pytest.raises(ValueError, match="no NaN"):
+        profile(nn.Sequential(net[0], nn.Conv2d(8, 2, 1)), torch.rand(2, 3, 6, 6), T=1)
