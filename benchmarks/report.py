@@ -48,6 +48,8 @@ def table(runs: list[dict]) -> str:
         heads = [f"{run['allocator']}, ms | {ratio}" for run in runs]
         saves = any("saved_megabytes" in row for row in rows[0])
         heads += ["kept for backward, MB"] if saves else []
+        answers = any("images" in row for row in rows[0])
+        heads += ["images a second | M SynOps an image | G SynOps a second"] if answers else []
         roofs = any("roof" in row for row in rows[0])
         heads += ["share of roof | extra memory, MB"] if roofs else []
         lines += [f"**{group}**", "", "| | " + " | ".join(heads) + " |", "|---" * (1 + " | ".join(heads).count("|") + 1) + "|"]
@@ -61,6 +63,8 @@ def table(runs: list[dict]) -> str:
                 base = min(row["median_ms"] for row in run if _is_base(row, against))
                 ratio = None if mine is None else base / mine if against else mine / base
                 cells += ["-", "-"] if mine is None else [f"{mine:.3g}", f"{ratio:.2f}"]
+            if answers:
+                cells += _throughput(next(row for row in rows[0] if _name(row) == name))
             if roofs:
                 row = next(row for row in rows[0] if _name(row) == name)
                 cells += [f"{row['roof']:.0%}" if "roof" in row else "-", f"{row['memory'] / 1e6:.1f}"]
@@ -70,6 +74,14 @@ def table(runs: list[dict]) -> str:
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _throughput(row: dict) -> list[str]:
+    """Speed and cost side by side; an ANN makes no SynOps."""
+    a_second = row["images"] / row["median_ms"] * 1e3
+    if row["synops"] is None:
+        return [f"{a_second:.0f}", "-", "-"]
+    return [f"{a_second:.0f}", f"{row['synops'] / 1e6:.1f}", f"{a_second * row['synops'] / 1e9:.1f}"]
 
 
 def _name(row: dict) -> tuple[str, str, float | None]:

@@ -13,6 +13,7 @@ from rates import fire_at, fresh, mean_rate, trained
 from torch.nn import functional as F
 from towers import ANSWERING, TRAINING
 
+from spikeclip.energy import profile
 from spikeclip.training.compositions import render
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,6 +36,12 @@ def images():
 def firing(learnt, images):
     """Towers by firing rate: None as trained, else every layer at that rate."""
     return {None: learnt, **{rate: fire_at(fresh().to(DEVICE), images[:8], rate) for rate in (0.1, 0.2)}}
+
+
+@pytest.fixture(scope="module")
+def synops(firing, images):
+    """Accumulates that spikes cause, per image, by firing rate."""
+    return {rate: profile(tower, images).synops for rate, tower in firing.items()}
 
 
 def make(makers, who, tower):
@@ -88,7 +95,7 @@ def test_training_step(benchmark, learnt, images, who, dtype):
 @pytest.mark.parametrize("batch", [1, BATCH])
 @pytest.mark.parametrize("density", [None, 0.1, 0.2], ids=["as trained", "10 %", "20 %"])
 @pytest.mark.parametrize("who", ANSWERING)
-def test_answering(benchmark, firing, images, who, density, batch):
+def test_answering(benchmark, firing, synops, images, who, density, batch):
     if density is not None and not who.startswith("spikeclip"):
         pytest.skip("dense: as fast at any firing rate")
     tower = copy.deepcopy(firing[density]).eval().to(DEVICE)
@@ -98,6 +105,8 @@ def test_answering(benchmark, firing, images, who, density, batch):
         "layer firing at 10 and 20 %"
     )
     benchmark.extra_info["baseline"] = who == "ANN twin, compiled"
+    benchmark.extra_info["images"] = batch
+    benchmark.extra_info["synops"] = None if "ANN" in who else synops[density]
     x = images[:batch]
     model = make(ANSWERING, who, tower)
     if who.startswith("spikeclip"):

@@ -189,8 +189,9 @@ def _answer_grid(model: SpikeCLIP, vectors: torch.Tensor, tests: dict[str, Rende
 def _line(counted: Profile, energy: Estimate) -> str:
     """One sentence with the estimate and what it leaves out."""
     others = ", ".join(f"{baseline.energy.millijoules:.4f} ({name})" for name, baseline in energy.baselines.items())
+    operations = f"{counted.synops / 1e6:.2f} M SynOps, {counted.analog_macs / 1e6:.2f} M MACs"
     return (
-        f"{energy.snn.millijoules:.4f} mJ an image, {counted.synops / 1e6:.2f} M SynOps + {counted.analog_macs / 1e6:.2f} M MACs, "
+        f"{energy.snn.millijoules:.4f} mJ an image ({operations}) "
         f"against {others} for the same topology, {counted.ann_macs / 1e6:.2f} M MACs. {energy.title}: it leaves out "
         f"{', '.join(energy.leaves_out)}. The other cost models: spikeclip energy --model"
     )

@@ -70,3 +70,15 @@ def test_every_peer_that_is_installed_computes_our_neuron():
 def test_the_gpu_script_without_a_gpu_is_exit_code_2():
     done = subprocess.run([sys.executable, BENCHMARKS / "gpu.py"], capture_output=True, text=True)
     assert done.returncode == 2 and "no CUDA device" in done.stderr
+
+
+def test_answers_have_images_and_synops_a_second(tmp_path):
+    report = load("report")
+    rows = [result("spikeclip", 0.5), result("ANN twin", 0.25)]
+    for row, synops in zip(rows, (2e6, None), strict=True):
+        row["extra_info"] = {"images": 32, "synops": synops}
+    run = {"datetime": "d", "commit_info": {"id": "c", "dirty": False}, "machine_info": {}, "benchmarks": rows}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    lines = report.table([report.compact(tmp_path / "run.json", "kept")]).splitlines()
+    assert lines[2].endswith("| images a second | M SynOps an image | G SynOps a second |")
+    assert lines[4].endswith("| 64 | 2.0 | 0.1 |") and lines[5].endswith("| 128 | - | - |")

@@ -32,7 +32,7 @@ class Estimate:
     """Millijoules are of one sample; every figure is of one cost model.
 
     Attributes:
-        model, title, source, leaves_out: the cost model's. steps, rate: of the profile (None without neurons); partial: as there.
+        model, title, source, leaves_out: the cost model's. steps, rate, partial: the profile's; rate None without neurons.
         snn: as it ran.
         layers: what each product, neuron layer and other op takes of ``snn``.
         baselines: by name.
@@ -60,7 +60,7 @@ class Estimate:
 def save_json(
     profile: Profile, estimates: Sequence[Estimate], path: str | Path, measured: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the profile, estimates and measurements (dataclasses by name), whole or not at all. Raises OSError when it cannot."""
+    """Write the profile, estimates and measurements (dataclasses, by name), whole or not at all."""
     content = {
         "profile": profile.to_dict(),
         "estimates": [asdict(part) for part in estimates],

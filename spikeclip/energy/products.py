@@ -12,12 +12,14 @@ from torch import Tensor
 from .nonzeros import Operand, Reach, nonzeros, of_pixels, of_weights, split
 from .rules import Attention, Convolution, Matmul
 
+_CACHED = 2**18  # elements of a tensor that stays in a core's cache
+
 
 @dataclass
 class Call:
     """One product of a forward pass; ``nonzeros`` and ``effective`` are ``[steps, samples]``, numbers are sums over both.
 
-    ``marks``: per step, numbers that are equal where the inputs of two steps are.
+    ``marks``: per step, numbers that are equal where the inputs of two steps are; none where nobody looked.
     """
 
     operands: str
@@ -52,7 +54,7 @@ class Products:
         self._reach: dict[tuple, Reach] = {}
         self._uses: dict[tuple, Tensor | None] = {}
 
-    def matmul(self, found: Matmul, constant: Callable[[Tensor], bool], steps: int, samples: int) -> Call:
+    def matmul(self, found: Matmul, constant: Callable[[Tensor], bool], steps: int, samples: int, look: bool) -> Call:
         a, b = found.source, found.b
         weighted = found.weighted or constant(b)
         if not weighted and a.words is None and constant(a.values):
@@ -81,7 +83,7 @@ class Products:
             found.b.numel() if weighted else 0,
             found.b.nbytes if weighted else 0,
             a.nbytes + found.out.nbytes + (0 if weighted else found.b.nbytes),
-            _marks(a, steps) if weighted else [],
+            marks(a, steps) if look else [],
         )
 
     def _columns(self, found: Matmul, samples: int) -> Call:
@@ -101,7 +103,7 @@ class Products:
             f"{described(x)} x weights", 1, *each, dense, dense, size, found.out.numel(), w.numel(), w.nbytes, activations
         )
 
-    def convolution(self, found: Convolution, steps: int, samples: int) -> Call:
+    def convolution(self, found: Convolution, steps: int, samples: int, look: bool) -> Call:
         x, w, options = found.source, found.w, found.options
         n, *rest = x.shape
         places = tuple(rest[:-1] if found.last else rest[1:])
@@ -123,26 +125,25 @@ class Products:
             w.numel(),
             w.nbytes,
             x.nbytes + found.out.nbytes,
-            _marks(x, steps),
+            marks(x, steps) if look else [],
         )
 
     def attention(self, found: Attention, steps: int, samples: int) -> tuple[Call, Call]:
         """k^T v, whose result is integers, then the rows of it that q's spikes select."""
-        parts = (found.source, found.k, found.v)
-        q, k, v = (part.nonzero().unflatten(-1, (found.heads, -1)).transpose(-2, -3) for part in parts)  # [..., heads, N, d]
-        counts = k.mT @ v  # [..., heads, d, d]
-        first = k.sum(-1) * v.sum(-1)
-        second = q.sum(-2) * (counts != 0).sum(-1)
-        width = q.shape[-1]
+        heads, width = found.heads, found.source.shape[-1] // found.heads
+        tokens = found.source.shape[-2] * found.source.shape[-1]
+        parts = zip(*(part.chunks(max(1, _CACHED // tokens)) for part in (found.source, found.k, found.v)), strict=True)
+        first, second = (torch.cat(rows) for rows in zip(*(_met(*part, heads) for part in parts), strict=True))
+        between = first.numel() * heads * width * width
         calls = []
         for operand, effective, operands, outputs, nbytes in (
-            (found.k, first, "spikes x spikes", counts.numel(), found.k.nbytes + found.v.nbytes),
+            (found.k, first, "spikes x spikes", between, found.k.nbytes + found.v.nbytes),
             (found.source, second, "spikes x integers", found.out.numel(), found.source.nbytes + found.out.nbytes),
         ):
             per_sample = nonzeros(operand, steps, samples), split(effective, steps, samples)
             inputs = prod(operand.shape)
             dense = float(inputs) * width
-            calls.append(Call(operands, steps, *per_sample, dense, dense, inputs, outputs, 0, 0, nbytes + counts.nbytes))
+            calls.append(Call(operands, steps, *per_sample, dense, dense, inputs, outputs, 0, 0, nbytes + 4 * between))
         return calls[0], calls[1]
 
     def opaque_attention(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, steps: int, samples: int) -> Call:
@@ -166,12 +167,19 @@ class Products:
         return self._uses[key]
 
 
+def _met(q: Tensor, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Operations of k^T v and of q (k^T v) that meet no 0, of spikes ``[n, N, C]``, each ``[n]``."""
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(-2, -3) for part in (q, k, v))  # [n, heads, N, C / heads]
+    counts = k.mT @ v
+    return counts.sum((-1, -2, -3)), (q.sum(-2) * (counts != 0).sum(-1)).sum((-1, -2))
+
+
 def _ordered(a: str, b: str) -> tuple[str, str]:
     """Spikes first: they are what makes a product an accumulation."""
     return (b, a) if b.endswith("spikes") and not a.endswith("spikes") else (a, b)
 
 
-def _marks(operand: Operand, steps: int) -> list[tuple[float, ...]]:
+def marks(operand: Operand, steps: int) -> list[tuple[float, ...]]:
     """Numbers of each step's input that are equal where the inputs are (and hardly where they are not)."""
     values = operand.values if operand.words is None else operand.words
     if values.numel() % steps:

@@ -76,7 +76,8 @@ class Watch:
         self._products = Products()
         # What was made of parameters and buffers alone is the same for every sample.
         self._constants = WeakTensorKeyDictionary()
-        self._storages = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers()) if t.numel()}
+        self._held = [t for t in (*model.parameters(), *model.buffers()) if t.numel()]  # or their memory might go to others
+        self._storages = {t.untyped_storage().data_ptr() for t in self._held}
         self._product_memory = 0
         self._packed: dict[int, Operand] = {}
         self._handles: list[Any] = []
@@ -186,11 +187,12 @@ class Watch:
             steps = self._steps_in(self._shapes(varying))
         else:
             steps = self._steps_in([found.source.shape])
+        look = not self.seen.neurons
         try:
             if isinstance(found, Matmul):
-                calls = [self._products.matmul(found, self.constant, steps, self.samples)]
+                calls = [self._products.matmul(found, self.constant, steps, self.samples, look)]
             elif isinstance(found, Convolution):
-                calls = [self._products.convolution(found, steps, self.samples)]
+                calls = [self._products.convolution(found, steps, self.samples, look)]
             else:
                 calls = self._products.attention(found, steps, self.samples)
         except NotANumber:
