@@ -1,4 +1,4 @@
-"""The command line: ``spikeclip demo | align-text | align-image | finetune | eval | zeroshot | info``."""
+"""The command line: ``spikeclip demo | align-text | align-image | finetune | eval | zeroshot | energy | info``."""
 
 from __future__ import annotations
 
@@ -197,6 +197,79 @@ def zeroshot(
         print(f"{path}: " + ", ".join(f"{label} {chance:.1%}" for chance, label in ranked))
 
 
+def energy(
+    model: str = "spikeclip-demo",
+    data: str = "compositions",
+    root: Path | None = None,
+    split: Literal["val", "test"] = "test",
+    n: Annotated[int, tyro.conf.arg(help="how many images")] = 256,
+    cost: Annotated[list[str], tyro.conf.arg(help="cost models by name, or TOML files; all that there are")] = [],  # noqa: B006
+    report: Annotated[Path | None, tyro.conf.arg(help="write one self-contained HTML file")] = None,
+    figures: Annotated[Path | None, tyro.conf.arg(help="folder for the figures as PNG")] = None,
+    json: Annotated[Path | None, tyro.conf.arg(help="write counts, estimates and measurements as JSON")] = None,
+    csv: Annotated[Path | None, tyro.conf.arg(help="write the counts as CSV, a row a layer and time-step")] = None,
+    latex: Annotated[bool, tyro.conf.arg(help="print a row for a LaTeX table per cost model")] = False,
+    measure: Annotated[
+        bool, tyro.conf.arg(help="measure latency, and joules where there is a counter, of it and its ANN twin")
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """What an answer costs: operations counted on real images, energy estimated under every cost model, and measured."""
+    from rich.console import Console
+
+    from .energy import available, cost_model, estimate, profile
+    from .energy.estimate import save_json
+    from .energy.figures import save_pngs
+    from .energy.html import save_html
+    from .energy.table import LATEX_HEADER, latex_row, print_table
+    from .training.data import load
+
+    models = [cost_model(name) for name in cost or available()]
+    student = _saved(model, device)
+    if student.config.weights is not None:
+        raise ValueError(f"model must be one that learns; {model} was saved for inference, in {student.config.weights}")
+    images = load(data, root, split=split, image_size=student.visual.image_size, n=n)
+    counted = profile(student, images, classes=images.classes, templates=images.templates)
+    estimates = [estimate(counted, prices) for prices in models]
+    measured = _measured(student, images, device) if measure else None
+    print_table(counted, estimates, Console())
+    for name, found in (measured or {}).items():
+        print(f"measured, {name}: {found.line()}")
+    if latex:
+        print(LATEX_HEADER)
+        for estimated in estimates:
+            print(latex_row(counted, estimated, f"{model} ({estimated.model})"))
+    if report is not None:
+        save_html(counted, estimates, report, measured)
+    if figures is not None:
+        save_pngs(counted, estimates, figures)
+    if json is not None:
+        save_json(counted, estimates, json, measured)
+    if csv is not None:
+        counted.save_csv(csv)
+
+
+def _measured(student, images, device: str) -> dict:
+    """Latency and joules of the image tower made for inference and of its ANN twin, on the first 32 images."""
+    import torch
+
+    from .energy.measure import measure
+    from .energy.twin import ann_twin
+
+    where = _device(device)
+    batch = torch.stack([images[i][0] for i in range(min(32, len(images)))]).to(where)
+    runs = {
+        "SNN, fp32 weights": student.visual.for_inference("fp32"),
+        "SNN, int8 weights": student.visual.for_inference("int8"),
+        "ANN twin, fp32, eager": ann_twin(student.visual, batch),
+    }
+    found = {}
+    for name, tower in runs.items():
+        with torch.no_grad():
+            found[name] = measure(lambda tower=tower: tower(batch), len(batch), device=where)
+    return found
+
+
 def info() -> None:
     """Versions, what is built, which backend each op takes on each device, and why not the others."""
     import platform
@@ -285,6 +358,7 @@ VERBS = {
     "finetune": finetune,
     "eval": eval_,
     "zeroshot": zeroshot,
+    "energy": energy,
     "info": info,
 }
 

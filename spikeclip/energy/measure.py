@@ -19,7 +19,7 @@ IDLE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Counter:
-    """``read()``: joules since some start, of all that the device did for anyone; never falls. ``resolution``: joules a step."""
+    """``read()``: joules since some start, of all the device did for anyone; never falls. ``resolution``: joules a step."""
 
     name: str
     resolution: float
@@ -60,8 +60,8 @@ class Measurement:
         def milli(value: float, lowest: float, highest: float, unit: str) -> str:
             return f"{digits(1e3 * value)} {unit} ({digits(1e3 * lowest)} to {digits(1e3 * highest)})"
 
-        time = milli(self.latency, self.latency_lowest, self.latency_highest, "ms")
-        text = f"{time} a call of {self.samples} on {self.device}, {digits(self.samples_per_second)} samples/s"
+        latency = milli(self.latency, self.latency_lowest, self.latency_highest, "ms")
+        text = f"{latency} a call of {self.samples} on {self.device}, {digits(self.samples_per_second)} samples/s"
         if self.joules_per_sample is None:
             return f"{text}; joules not measured: {self.reason}."
         joules = milli(self.joules_per_sample, self.joules_lowest, self.joules_highest, "mJ")
@@ -107,7 +107,7 @@ def measure(
 
     def repeat() -> tuple[int, float, float]:
         before, start, calls, elapsed = counter.read() if counter else 0.0, time.perf_counter(), 0, 0.0
-        while calls == 0 or elapsed < seconds / repetitions:
+        while elapsed < seconds / repetitions:
             run()
             wait()
             calls, elapsed = calls + 1, time.perf_counter() - start

@@ -279,9 +279,23 @@ def test_an_unknown_op_makes_the_profile_partial():
     assert [o.handled for o in seen.others] == ["not counted"]
 
 
+def test_time_steps_that_are_not_those_given_or_change_are_told():
+    assert any("T=3 was given, but its neurons ran 4" in note for note in profile(small(), torch.rand(2, 3, 6, 6), T=3).notes)
+    twice = Run(lambda x, w: x @ w if len(x) == 2 else (x @ w) + (x @ w), torch.ones(4, 4))
+
+    def loop(x, w):
+        for _ in range(len(x)):
+            x = x @ w
+        return x
+
+    with pytest.raises(ValueError, match="as many runs in every batch"):
+        profile(Run(loop, torch.ones(4, 4)), [torch.ones(2, 4), torch.ones(3, 4)], T=1)
+    assert profile(twice, torch.ones(3, 4), T=1).products[1].name.endswith("#2")
+
+
 def test_an_interrupted_run_is_kept_and_marked():
     x = torch.rand(4, 3, 6, 6)
-    batches = iter([x, x, None])
+    batches = iter([x, x, x, None])  # the first to learn how many steps there are
 
     def call(model, batch):
         if next(batches) is None:

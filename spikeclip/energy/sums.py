@@ -1,0 +1,179 @@
+"""Adds up what watched forward passes did, into a :class:`~spikeclip.energy.Profile`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .counts import Mean, NeuronCount, OtherCount, ProductCount, Profile
+from .products import Call
+from .watch import Fired, Seen
+
+_Z = 1.959963984540054  # 95 %
+
+
+class Series:
+    """Sums over samples of numbers per step, and of each sample's total and its square."""
+
+    def __init__(self, steps: int):
+        self.steps = torch.zeros(steps, dtype=torch.float64)
+        self.total = self.square = 0.0
+
+    def add(self, values: Tensor) -> None:
+        """``[steps, samples]``."""
+        self.steps += values.sum(1)
+        totals = values.sum(0)
+        self.total += float(totals.sum())
+        self.square += float(totals.square().sum())
+
+    def mean(self, samples: int) -> Mean:
+        mean = self.total / samples
+        if samples < 2:
+            return Mean(mean, None)
+        variance = max(self.square - samples * mean * mean, 0.0) / (samples - 1)
+        return Mean(mean, _Z * math.sqrt(variance / samples))
+
+
+class ProductSums:
+    """Of one product."""
+
+    def __init__(self, name: str, op: str, runs: int):
+        self.name, self.op, self.runs = name, op, runs
+        self.before_neurons = self.same_input = True
+        self.operands: set[str] = set()
+        self.nonzeros, self.effective = Series(runs), Series(runs)
+        self.macs = self.acs = self.dense = self.padded = self.activation_bytes = 0.0
+        self.inputs = self.outputs = 0
+        self.weights = self.weight_bytes = 0
+
+
+class Sums:
+    """Adds up what forward passes did; its size does not depend on how many."""
+
+    def __init__(self, model: str):
+        self.model = model
+        self.samples = 0
+        self.products: dict[tuple, ProductSums] = {}
+        self.neurons: dict[str, tuple[Series, list[int], set[str]]] = {}
+        self.others: dict[tuple, tuple[int, int]] = {}
+        self.acs, self.macs = Series(1), Series(1)
+        self.notes: list[str] = []
+        self.partial = False
+
+    def add(self, seen: Seen, samples: int) -> None:
+        self.samples += samples
+        acs, macs = torch.zeros(1, samples, dtype=torch.float64), torch.zeros(1, samples, dtype=torch.float64)
+        for key, calls in seen.products.items():
+            self._add_product(key, calls, seen, acs, macs)
+        self.acs.add(acs)
+        self.macs.add(macs)
+        for name, fired in seen.neurons.items():
+            spikes = _by_step(fired, lambda f: f.spikes)
+            series, sizes, values = self.neurons.setdefault(name, (Series(len(spikes)), [0], set()))
+            series.add(spikes)
+            sizes[0] += sum(f.neurons for f in fired)
+            values.update(f.values for f in fired)
+        for key, (elements, runs) in seen.others.items():
+            before, most = self.others.get(key, (0, 0))
+            self.others[key] = before + elements, max(most, runs)
+
+    def _add_product(self, key: tuple, calls: list[Call], seen: Seen, acs: Tensor, macs: Tensor) -> None:
+        nonzeros, effective = (_by_step(calls, lambda c, part=part: getattr(c, part)) for part in ("nonzeros", "effective"))
+        sums = self.products.setdefault(key, ProductSums(*seen.names[key], len(nonzeros)))
+        if len(nonzeros) != sums.runs:
+            raise ValueError(f"data must lead to as many runs in every batch; {sums.name} made {sums.runs}, then {len(nonzeros)}")
+        sums.before_neurons &= key in seen.before_neurons
+        marks = [mark for call in calls for mark in call.marks]
+        sums.same_input &= len(marks) == sums.runs and len(set(marks)) == 1
+        sums.nonzeros.add(nonzeros)
+        sums.effective.add(effective)
+        for call in calls:
+            spiking = call.operands.startswith(("spikes", "signed spikes"))
+            total = call.effective.sum(0, keepdim=True).cpu()
+            (acs if spiking else macs).add_(total)
+            sums.acs += float(total.sum()) if spiking else 0.0
+            sums.macs += 0.0 if spiking else float(total.sum())
+            sums.operands.add(call.operands)
+            sums.dense += call.dense
+            sums.padded += call.padded
+            sums.inputs += call.inputs
+            sums.outputs += call.outputs
+            sums.activation_bytes += call.activation_bytes
+            sums.weights, sums.weight_bytes = call.weights, call.weight_bytes
+
+    def profile(self, T: int) -> Profile:
+        n = self.samples
+        names = Counter()
+        products = []
+        for sums in self.products.values():
+            names[sums.name] += 1
+            name = sums.name if names[sums.name] == 1 else f"{sums.name} #{names[sums.name]}"
+            if len(sums.operands) > 1:
+                self.notes.append(
+                    f"{name}: its operands were {' and '.join(sorted(sums.operands))}, by batch; counted as each was"
+                )
+            products.append(
+                ProductCount(
+                    name,
+                    sums.op,
+                    min(sums.operands),
+                    sums.runs,
+                    sums.before_neurons,
+                    sums.same_input,
+                    sums.dense / n,
+                    sums.padded / n,
+                    sums.macs / n,
+                    sums.acs / n,
+                    sums.effective.mean(n),
+                    tuple((sums.effective.steps / n).tolist()),
+                    tuple((sums.nonzeros.steps * sums.runs / max(sums.inputs, 1)).tolist()),
+                    sums.inputs / n,
+                    sums.outputs / n,
+                    sums.weights,
+                    sums.weight_bytes,
+                    sums.activation_bytes / n,
+                )
+            )
+        neurons = []
+        for name, (series, (size,), values) in self.neurons.items():
+            steps = len(series.steps)
+            each = size / n / steps
+            if wrong := sorted(values - {"spikes", "signed spikes"}):
+                self.notes.append(f"{name}: its spikes are {' and '.join(wrong)}, not 0 and 1: what they feed counts as MACs")
+            rates = tuple((series.steps / n / each).tolist()) if each else (0.0,) * steps
+            neurons.append(NeuronCount(name, steps, each, series.mean(n), rates, " and ".join(sorted(values))))
+        others = tuple(
+            OtherCount(name, op, category, elements / n, runs, folds)
+            for (name, op, category, folds), (elements, runs) in self.others.items()
+        )
+        unknown = sorted({f"{other.op} in {other.name}" for other in others if other.category == "unknown"})
+        if unknown:
+            self.notes.append(f"not counted, since their cost is not known here: {', '.join(unknown)}")
+        if not self.neurons:
+            self.notes.append("no neurons were seen: this is not a spiking network, or its neurons must be named (neurons=)")
+        partial = self.partial or bool(unknown)
+        return Profile(
+            self.model,
+            n,
+            T,
+            tuple(products),
+            tuple(neurons),
+            others,
+            self.acs.mean(n),
+            self.macs.mean(n),
+            tuple(self.notes),
+            partial,
+        )
+
+
+def _by_step(calls: Sequence[Call | Fired], part: Callable[[Any], Tensor]) -> Tensor:
+    """``[steps, samples]`` of all calls: those that hold all steps are added, those of one step follow one another."""
+    most = max(call.steps for call in calls)
+    if most == 1:
+        return torch.cat([part(call) for call in calls]).cpu()
+    return sum(part(call).expand(most, -1) / (most // call.steps) for call in calls).cpu()
