@@ -217,11 +217,18 @@ def energy(
     """What an answer costs: operations counted on real images, energy estimated under every cost model, and measured."""
     from rich.console import Console
 
-    from .energy import available, cost_model, estimate, profile
-    from .energy.estimate import save_json
-    from .energy.figures import save_pngs
-    from .energy.html import save_html
-    from .energy.table import LATEX_HEADER, latex_row, print_table
+    from .energy import (
+        available,
+        cost_model,
+        estimate,
+        latex_row,
+        print_table,
+        profile,
+        save_html,
+        save_json,
+        save_pngs,
+    )
+    from .energy.table import LATEX_HEADER
     from .training.data import load
 
     models = [cost_model(name) for name in cost or available()]
@@ -253,8 +260,7 @@ def _measured(student, images, device: str) -> dict:
     """Latency and joules of the image tower made for inference and of its ANN twin, on the first 32 images."""
     import torch
 
-    from .energy.measure import measure
-    from .energy.twin import ann_twin
+    from .energy import ann_twin, measure
 
     where = _device(device)
     batch = torch.stack([images[i][0] for i in range(min(32, len(images)))]).to(where)

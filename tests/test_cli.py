@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -89,6 +90,31 @@ def test_info_names_backends_and_reasons(said):
     code, out, _ = said("info")
     assert code == 0 and "lif on cpu: auto takes cpu" in out and "instruction set" in out and "CUDA extension:" in out
     assert "triton: " in out and "torch: available" in out
+
+
+def test_energy_prints_and_writes_what_an_answer_costs(said, tmp_path):
+    files = {name: tmp_path / "deep" / f"e.{name}" for name in ("json", "csv")}
+    given = [part for name, path in files.items() for part in (f"--{name}", path)]
+    given += ["--report", tmp_path / "e.html", "--figures", tmp_path / "figures", "--latex", "--measure"]
+    code, out, err = said("energy", "--n", 4, *given)
+    assert code == 0, err
+    assert "4 samples, T = 4" in out and "lemaire-2022" in out and "ANN W8A3" in out
+    assert "measured, SNN, int8 weights" in out and r"spikeclip-demo (45nm-fp32) & 4 &" in out
+    content = json.loads(files["json"].read_text())
+    assert content["profile"]["samples"] == 4 and content["profile"]["prompts"] > 0 and len(content["estimates"]) == 5
+    assert content["measured"]["ANN twin, fp32, eager"]["latency"] > 0
+    assert files["csv"].read_text().startswith("kind,name,op") and "<svg" in (tmp_path / "e.html").read_text()
+    assert (tmp_path / "figures" / "comparison.png").is_file()
+
+
+def test_energy_under_one_cost_model_or_ones_own(said, tmp_path):
+    code, out, _ = said("energy", "--n", 2, "--cost", "45nm-int8")
+    assert code == 0 and "45nm-int8" in out and "lemaire" not in out
+    code, _, err = said("energy", "--n", 2, "--cost", "7nm")
+    assert code == 2 and "cost model must be one of 45nm-fp32" in err
+    SpikeCLIP.from_pretrained("spikeclip-demo").for_inference("int8").save_pretrained(tmp_path / "ready")
+    code, _, err = said("energy", "--model", tmp_path / "ready")
+    assert code == 2 and "model must be one that learns" in err
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,9 @@ class Sums:
         nonzeros, effective = (_by_step(calls, lambda c, part=part: getattr(c, part)) for part in ("nonzeros", "effective"))
         sums = self.products.setdefault(key, ProductSums(*seen.names[key], len(nonzeros)))
         if len(nonzeros) != sums.runs:
-            raise ValueError(f"data must lead to as many runs in every batch; {sums.name} made {sums.runs}, then {len(nonzeros)}")
+            raise ValueError(
+                f"data must lead to as many runs in every batch; {sums.name} made {sums.runs}, then {len(nonzeros)}"
+            )
         sums.before_neurons &= key in seen.before_neurons
         marks = [mark for call in calls for mark in call.marks]
         sums.same_input &= len(marks) == sums.runs and len(set(marks)) == 1
