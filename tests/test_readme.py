@@ -14,7 +14,8 @@ def test_the_examples_run_and_learn():
     for block in re.findall(r"```python\n(.*?)```", README, re.S):
         scopes.append({})
         exec(block, scopes[-1])
-    neurons, products, whole = scopes
+    neurons, products, whole, cost = scopes
     assert neurons["loss"].item() < 0.4
     assert type(products["model"][3]).__name__ == "SpikeLinear" and type(products["model"][0]).__name__ == "Linear"
     assert whole["probabilities"].shape == (1, 2)
+    assert cost["counted"].synops > 0 and cost["found"].snn.total < cost["found"].baselines["ANN fp32"].energy.total
