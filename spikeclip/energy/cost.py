@@ -146,7 +146,7 @@ def cost_model(name: str | Path | CostModel) -> CostModel:
     if not path.is_file():
         raise ValueError(f"cost model must be one of {', '.join(available())}, or a TOML file; got {str(name)!r}")
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
     return _checked(path, values)

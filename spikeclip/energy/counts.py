@@ -191,6 +191,12 @@ class Profile:
         return self.spikes / self.updates if self.updates else float("nan")
 
     @property
+    def reachable_rate(self) -> float:
+        """Mean rate at which the busiest layer would fire at every step, if all rates grew alike; NaN if nothing fires."""
+        busiest = max((neuron.rate for neuron in self.neurons), default=0.0)
+        return self.rate / busiest if busiest else float("nan")
+
+    @property
     def weight_bytes(self) -> int:
         return sum(product.weight_bytes for product in self.products)
 
@@ -237,7 +243,7 @@ class Profile:
     def load(cls, path: str | Path) -> Profile:
         """Read what :meth:`save` wrote. Raises ValueError for a file of something else, OSError for none."""
         try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
 
@@ -299,7 +305,7 @@ def written(path: str | Path, write: Callable) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, half = tempfile.mkstemp(dir=path.parent, prefix=f".half-{path.name}")
     try:
-        with os.fdopen(handle, "w", newline="") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
             write(file)
         os.chmod(half, 0o644)
         os.replace(half, path)

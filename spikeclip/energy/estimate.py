@@ -36,8 +36,8 @@ class Estimate:
         snn: as it ran.
         layers: what each product, neuron layer and other op takes of ``snn``.
         baselines: by name.
-        variants: the SNN counted otherwise: its first layer once, or at every step; BatchNorm not folded; with all prompts
-            through the text tower.
+        variants: the SNN counted otherwise: its first layer once, or at every step; BatchNorm not folded.
+        prompt: of one prompt through the text tower; unless class vectors are kept an answer adds it for each of its prompts.
         curve: (mean firing rate, SNN) of the same network if all its rates were scaled.
         sweep: (T, mean firing rate, SNN / ANN by baseline); the last baseline's bits follow T.
     """
@@ -53,6 +53,7 @@ class Estimate:
     layers: tuple[tuple[str, Energy], ...]
     baselines: dict[str, Baseline]
     variants: dict[str, Energy]
+    prompt: Energy | None
     curve: tuple[tuple[float, float], ...]
     sweep: tuple[tuple[int, float, dict[str, float]], ...]
 
@@ -94,6 +95,7 @@ def estimate(profile: Profile, model: str | Path | CostModel = "45nm-fp32") -> E
         tuple(layers),
         compared,
         _variants(prices, profile),
+        None if profile.text is None else energy(prices, Network(profile.text)),
         tuple((rate, _at(prices, profile, rate).millijoules) for rate in _rates(profile)),
         tuple(_sweep(prices, profile)) if profile.neurons else (),
     )
@@ -123,7 +125,7 @@ def _break_even(model: CostModel, profile: Profile, budget: float) -> float | No
 
 
 def _sweep(model: CostModel, profile: Profile):
-    if not profile.rate > 0:
+    if not (profile.rate > 0 and profile.products):
         return
     for steps in STEPS:
         for rate in RATES:
@@ -192,10 +194,6 @@ def _variants(model: CostModel, profile: Profile) -> dict[str, Energy]:
     if any(other.category == "norm" for other in profile.others) and model.formula == "once":
         unfolded = tuple(replace(other, folds=False) for other in profile.others)
         found["BatchNorm not folded"] = energy(model, Network(replace(profile, others=unfolded)))
-    if profile.text is not None:
-        text = energy(model, Network(profile.text))
-        snn = energy(model, Network(profile))
-        found[f"with {profile.prompts} prompts through the text tower"] = sum([text] * profile.prompts, snn)
     return found
 
 

@@ -13,7 +13,8 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 
 from .counts import Profile, written
 from .estimate import Estimate
-from .table import amount, break_even, checked, digits, percent, ratio, size, unit, who
+from .table import break_even, checked, who
+from .units import amount, digits, percent, ratio, size, unit
 
 INK = "#1a1c20"
 _SNN, _DENSE, _MACS = "#2878d0", "#9aa3b0", "#e08214"
@@ -252,11 +253,11 @@ def save_pngs(profile: Profile, estimates: Sequence[Estimate], folder: str | Pat
 
 @drawn
 def save(figure: Figure, file, kind: str) -> None:
-    """Draw into a binary file: ``png`` on white, ``svg`` on nothing; the same bytes for the same figure."""
+    """Draw into a binary file: ``png`` on white, ``svg`` on nothing, with the same ids each time."""
     if kind == "png":
         figure.savefig(file, format="png", dpi=130, facecolor="white")
     else:
-        figure.savefig(file, format="svg", facecolor="none", metadata={"Date": None})
+        figure.savefig(file, format="svg", facecolor="none")
 
 
 def _some(estimates: Sequence[Estimate]) -> None:

@@ -16,7 +16,8 @@ from .cost import Energy
 from .counts import OtherCount, Profile, written
 from .estimate import Estimate
 from .figures import INK, of_counts, of_estimates, save
-from .table import NONE, PARTIAL, amount, break_even, checked, digits, interval, notes, percent, ratio, size, unit, who
+from .table import PARTIAL, break_even, checked, notes, who
+from .units import NONE, amount, digits, interval, percent, ratio, size, unit
 
 if TYPE_CHECKING:
     from .measure import Measurement
@@ -37,7 +38,7 @@ small, figcaption { color: var(--quiet) }
 figcaption { font-size: .9rem }
 .partial { background: var(--bad); color: var(--paper); font-weight: 700; padding: .75rem 1rem; border-radius: .4rem;
   max-width: none }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .6rem; margin: 1rem 0 }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(12rem, 40vw), 1fr)); gap: .6rem; margin: 1rem 0 }
 .tiles div { background: var(--soft); border-radius: .4rem; padding: .6rem .8rem }
 .tiles dt { font-size: .85rem; font-weight: 400; color: var(--quiet); margin: 0 }
 .tiles dd { font-size: 1.15rem; font-weight: 600 }
@@ -166,11 +167,10 @@ def _costs(estimates: Sequence[Estimate]) -> str:
 
 def _limit(profile: Profile) -> str:
     """Up to where all rates can be scaled alike."""
-    busiest = max((neuron.rate for neuron in profile.neurons), default=0.0)
-    if not busiest > profile.rate:
+    if not profile.reachable_rate < 1:
         return ""
     return (
-        f"<p>Break-even and sensitivity scale all firing rates alike. Beyond a mean of {percent(profile.rate / busiest)} the "
+        f"<p>Break-even and sensitivity scale all firing rates alike. Beyond a mean of {percent(profile.reachable_rate)} the "
         "busiest layer would have to fire more than once a step: arithmetic, not a network.</p>"
     )
 
@@ -255,11 +255,10 @@ def _others(profile: Profile) -> str:
 
 def _text(profile: Profile, estimates: Sequence[Estimate]) -> str:
     name, factor = unit(estimates)
-    variant = f"with {profile.prompts} prompts through the text tower"
     rows = []
     for one in estimates:
-        kept, anew = one.snn.total, one.variants[variant].total
-        rows.append((one.model, *(digits(cost * factor) for cost in (kept, anew, (anew - kept) / profile.prompts))))
+        kept, prompt = one.snn.total, one.prompt.total
+        rows.append((one.model, *(digits(cost * factor) for cost in (kept, kept + profile.prompts * prompt, prompt))))
     headings = ("cost model", f"class vectors kept, {name} an answer", f"all {profile.prompts} prompts anew", "one prompt")
     return (
         f"<p>An answer needs {profile.prompts} prompts through this tower, once: their class vectors can be kept. The counts "

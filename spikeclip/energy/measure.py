@@ -11,7 +11,7 @@ from statistics import fmean, median
 
 import torch
 
-from .table import digits
+from .units import digits
 
 SETTLE_SECONDS = 0.5  # threads stop spinning, and NVML's counter, about 0.1 s late, leaves behind what ran before
 IDLE_SECONDS = 1.0

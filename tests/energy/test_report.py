@@ -20,7 +20,8 @@ from spikeclip import nn as snn
 from spikeclip.energy import Mean, NeuronCount, OtherCount, ProductCount, Profile, available, estimate, figures, profile
 from spikeclip.energy.html import save_html
 from spikeclip.energy.measure import Measurement
-from spikeclip.energy.table import LATEX_HEADER, amount, digits, interval, latex_row, percent, print_table, size
+from spikeclip.energy.table import LATEX_HEADER, latex_row, print_table
+from spikeclip.energy.units import amount, digits, interval, percent, size
 
 
 def product(name, operands="spikes x weights", runs=4, rate=0.25, macs=1e6, first=False):
@@ -76,7 +77,7 @@ class Tiny(nn.Module):
     def __init__(self):
         super().__init__()
         self.add_module("<b>&", nn.Conv2d(3, 8, 3))
-        self.add_module("$x_", snn.LIF(tau=1.5))
+        self.add_module("$x_$", snn.LIF(tau=1.5))
         self.add_module("[red]out\"'", nn.Linear(8 * 16, 5))
 
     def forward(self, x):
@@ -217,6 +218,7 @@ def test_the_page_stands_alone(tiny, tmp_path):
     assert set(seen.ids.values()) == {1}, "ids of different figures must differ"
     assert not set(seen.tags) & {"script", "link", "iframe", "img", "object", "b"}
     assert not re.search(r"https?:|src=|@import|url\((?!#)", page)
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
     assert "prefers-color-scheme: dark" in page and "currentColor" in page and figures.INK not in page.split("</style>")[1]
     assert html(tiny, tmp_path, models=available()) == page, "the same profile must make the same file"
 
@@ -226,7 +228,8 @@ def test_the_page_says_it_all(tmp_path):
     for text in (
         "Energy report: Net", "20.0 %", "1.00 ± 0.0200 M", "mean ± 95 % interval", "5.50", "0.598 ×", "always", "below 15.1 %",
         "never", "first layer at every step", "Horowitz", "Lemaire", "Leaves out: membrane updates", "analog x weights",
-        "act0, act1, act2 and 3 more", "norm: folds into the product before it", "6.00 k",
+        "act0, act1, act2 and 3 more", "6.00 k", "Beyond a mean of 80.0 % the busiest layer",
+        "norm: folds into the product before it",
         "No measurements were made: every energy on this page is an estimate.",
     ):  # fmt: skip
         assert text in page, text
@@ -236,7 +239,7 @@ def test_the_page_says_it_all(tmp_path):
 def test_the_page_escapes_names(tiny, tmp_path):
     page = html(tiny, tmp_path)
     assert "<b>" not in page
-    for name in ("<b>&", "$x_", "[red]out\"'"):
+    for name in ("<b>&", "$x_$", "[red]out\"'"):
         assert f'<td class="text">{escape(name)}</td>' in page
 
 
@@ -308,9 +311,12 @@ def test_heat_map_leaves_cells_empty_where_a_layer_ran_fewer_steps():
 
 
 def test_bars_are_of_one_run_and_of_all_runs():
+    both = replace(SNN.products[1], name="both", effective_macs=5e5, effective_acs=2.5e5)
+    operations, _ = figures.layers(replace(SNN, products=(*SNN.products, both))).axes
+    dense, macs, acs = ([(bar.get_x(), bar.get_width()) for bar in bars] for bars in operations.containers)
+    assert dense == [(0, 1e6)] * 3
+    assert macs == [(0, 1e6), (0, 0), (0, 5e5)] and acs == [(1e6, 0), (0, 1e6), (5e5, 2.5e5)]
     operations, memory = figures.layers(SNN).axes
-    dense, macs, acs = ([bar.get_width() for bar in bars] for bars in operations.containers)
-    assert (dense, macs, acs) == ([1e6, 1e6], [1e6, 0], [0, 1e6])
     assert [[bar.get_width() for bar in bars] for bars in memory.containers] == [[4e6, 4e6], [8e4, 3.2e5]]
     assert texts(operations) == ["1.00 M"] * 4 and texts(memory) == ["4.08 MB", "4.32 MB"]
     assert operations.get_xlim()[1] > 1.1e6
