@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Hashable
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .nonzeros import Operand, Reach, nonzeros, of_pixels, of_weights, split
 from .rules import Attention, Convolution, Matmul
@@ -48,11 +50,25 @@ def described(operand: Operand) -> str:
 
 
 class Products:
-    """Makes a :class:`Call` of what ran, rows by time-step, then by sample. Keeps what depends on weights and sizes alone."""
+    """Makes a :class:`Call` of what ran, rows by time-step, then by sample.
 
-    def __init__(self):
-        self._reach: dict[tuple, Reach] = {}
-        self._uses: dict[tuple, Tensor | None] = {}
+    ``parameters``: memory that stays with the same weights; what depends on them alone is kept, of others as long as they live.
+    """
+
+    def __init__(self, parameters: Container[int]):
+        self._parameters = parameters
+        self._kept: dict[tuple, Any] = {}
+        self._alive = WeakTensorKeyDictionary()
+
+    def _of_weights(self, w: Tensor, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What ``make`` makes of ``w``, once for these weights as they are."""
+        if w.untyped_storage().data_ptr() in self._parameters:
+            table, key = self._kept, (w.data_ptr(), w.shape, w.stride(), w._version, key)
+        else:
+            table, key = self._alive.setdefault(w, {}), (w._version, key)
+        if key not in table:
+            table[key] = make()
+        return table[key]
 
     def matmul(self, found: Matmul, constant: Callable[[Tensor], bool], steps: int, samples: int, look: bool) -> Call:
         a, b = found.source, found.b
@@ -64,7 +80,7 @@ class Products:
         if weighted and b.dim() == 3 and b.shape[0] == 1:
             b = b[0]
         if weighted and b.dim() == 2:
-            per_sample = of_weights(a, self._uses_of(b), columns, steps, samples)
+            per_sample = of_weights(a, self._of_weights(b, None, lambda: _uses(b)), columns, steps, samples)
             operands = f"{described(a)} x weights"
         else:
             other = Operand(b)
@@ -107,10 +123,7 @@ class Products:
         x, w, options = found.source, found.w, found.options
         n, *rest = x.shape
         places = tuple(rest[:-1] if found.last else rest[1:])
-        key = (w.data_ptr(), w._version, w.shape, places, str(options))
-        if key not in self._reach:
-            self._reach[key] = Reach.of(w, places, options)
-        reach = self._reach[key]
+        reach = self._of_weights(w, (places, str(options)), lambda: Reach.of(w, places, options))
         per_sample = of_pixels(x, reach, found.last, steps, samples)
         taps = w.shape[1] * prod(w.shape[2:])  # of an output; transposed: of an input
         size = prod(x.shape)
@@ -158,13 +171,11 @@ class Products:
             "analog x analog", steps, each * q.numel(), each * dense, dense, dense, q.numel(), out.numel(), 0, 0, nbytes
         )
 
-    def _uses_of(self, w: Tensor) -> Tensor | None:
-        """Weights other than 0 that each input meets; None: all of them are."""
-        key = (w.data_ptr(), w._version, w.shape, w.stride())
-        if key not in self._uses:
-            uses = torch.count_nonzero(w, dim=1).double()
-            self._uses[key] = None if bool((uses == w.shape[1]).all()) else uses
-        return self._uses[key]
+
+def _uses(w: Tensor) -> Tensor | None:
+    """Weights other than 0 that each input meets, of ``[K, N]``; None: all of them are."""
+    uses = torch.count_nonzero(w, dim=1).double()
+    return None if bool((uses == w.shape[1]).all()) else uses
 
 
 def _met(q: Tensor, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor]:

@@ -124,18 +124,18 @@ def _tensor_of(batch: Any) -> Tensor:
 def _counted(
     model: nn.Module, batches: Iterable, T: int | None, neurons: Sequence[type], batch_dim: int, call: Callable
 ) -> Profile:
-    sums, watch = Sums(type(model).__name__), None
+    sums = None
     with torch.no_grad(), _evaluation(model):
         for batch in batches:
             x = _tensor_of(batch)
             if x.dim() <= batch_dim or x.shape[batch_dim] == 0:
                 raise ValueError(f"data must yield batches with samples in dimension {batch_dim}; got {list(x.shape)}")
-            if watch is None:
+            if sums is None:
                 ran = _learn_steps(model, batch, neurons, batch_dim, call)
+                sums = Sums(type(model).__name__, T or ran or 1)
+                watch = Watch(model, neurons, sums.T)
                 if T is not None and ran not in (None, T):
                     sums.notes.append(f"T={T} was given, but its neurons ran {ran} steps: what ran when is not to be trusted")
-                T = T or ran or 1
-                watch = Watch(model, neurons, T)
             reset(model)
             watch.begin(x.shape[batch_dim])
             try:
@@ -149,9 +149,9 @@ def _counted(
                 break
             sums.add(watch.seen, x.shape[batch_dim])
         reset(model)
-    if not sums.samples:
+    if sums is None:
         raise ValueError("data must hold at least one batch; it was empty")
-    return sums.profile(T)
+    return sums.profile()
 
 
 def _learn_steps(model: nn.Module, batch: Any, neurons: Sequence[type], batch_dim: int, call: Callable) -> int | None:

@@ -55,8 +55,8 @@ class ProductSums:
 class Sums:
     """Adds up what forward passes did; its size does not depend on how many."""
 
-    def __init__(self, model: str):
-        self.model = model
+    def __init__(self, model: str, T: int):
+        self.model, self.T = model, T
         self.samples = 0
         self.products: dict[tuple, ProductSums] = {}
         self.neurons: dict[str, tuple[Series, list[int], set[str]]] = {}
@@ -66,6 +66,7 @@ class Sums:
         self.partial = False
 
     def add(self, seen: Seen, samples: int) -> None:
+        """What a pass over so many samples did. Raises ValueError where it is not as before."""
         self.samples += samples
         acs, macs = torch.zeros(1, samples, dtype=torch.float64), torch.zeros(1, samples, dtype=torch.float64)
         for key, calls in seen.products.items():
@@ -73,7 +74,7 @@ class Sums:
         self.acs.add(acs)
         self.macs.add(macs)
         for name, fired in seen.neurons.items():
-            spikes = _by_step(fired, lambda f: f.spikes)
+            spikes = _by_step(fired, lambda f: f.spikes, self.T)
             series, sizes, values = self.neurons.setdefault(name, (Series(len(spikes)), [0], set()))
             series.add(spikes)
             sizes[0] += sum(f.neurons for f in fired)
@@ -83,7 +84,9 @@ class Sums:
             self.others[key] = before + elements, max(most, runs)
 
     def _add_product(self, key: tuple, calls: list[Call], seen: Seen, acs: Tensor, macs: Tensor) -> None:
-        nonzeros, effective = (_by_step(calls, lambda c, part=part: getattr(c, part)) for part in ("nonzeros", "effective"))
+        nonzeros, effective = (
+            _by_step(calls, lambda c, part=part: getattr(c, part), self.T) for part in ("nonzeros", "effective")
+        )
         sums = self.products.setdefault(key, ProductSums(*seen.names[key], len(nonzeros)))
         if len(nonzeros) != sums.runs:
             raise ValueError(
@@ -108,7 +111,8 @@ class Sums:
             sums.activation_bytes += call.activation_bytes
             sums.weights, sums.weight_bytes = call.weights, call.weight_bytes
 
-    def profile(self, T: int) -> Profile:
+    def profile(self) -> Profile:
+        """The means."""
         n = self.samples
         names = Counter()
         products = []
@@ -162,7 +166,7 @@ class Sums:
         return Profile(
             self.model,
             n,
-            T,
+            self.T,
             tuple(products),
             tuple(neurons),
             others,
@@ -173,9 +177,13 @@ class Sums:
         )
 
 
-def _by_step(calls: Sequence[Call | Fired], part: Callable[[Any], Tensor]) -> Tensor:
-    """``[steps, samples]`` of all calls: those that hold all steps are added, those of one step follow one another."""
+def _by_step(calls: Sequence[Call | Fired], part: Callable[[Any], Tensor], T: int) -> Tensor:
+    """``[steps, samples]`` of all calls, or of the pass as a whole, ``[1, samples]``, where they are not as many in each step.
+
+    Calls that hold all steps are added; those of one step follow one another.
+    """
     most = max(call.steps for call in calls)
-    if most == 1:
-        return torch.cat([part(call) for call in calls]).cpu()
-    return sum(part(call).expand(most, -1) / (most // call.steps) for call in calls).cpu()
+    if most > 1:
+        return sum(part(call).expand(most, -1) / (most // call.steps) for call in calls).cpu()
+    each = torch.cat([part(call) for call in calls]).cpu()
+    return each.unflatten(0, (T, -1)).sum(1) if len(each) % T == 0 else each.sum(0, keepdim=True)

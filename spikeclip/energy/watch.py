@@ -73,11 +73,11 @@ class Watch:
         self._stack: list[nn.Module] = []
         self.functions: list[Function] = []
         self._inside_neuron = 0
-        self._products = Products()
         # What was made of parameters and buffers alone is the same for every sample.
         self._constants = WeakTensorKeyDictionary()
         self._held = [t for t in (*model.parameters(), *model.buffers()) if t.numel()]  # or their memory might go to others
         self._storages = {t.untyped_storage().data_ptr() for t in self._held}
+        self._products = Products(self._storages)
         self._product_memory = 0
         self._packed: dict[int, Operand] = {}
         self._handles: list[Any] = []
@@ -187,7 +187,7 @@ class Watch:
             steps = self._steps_in(self._shapes(varying))
         else:
             steps = self._steps_in([found.source.shape])
-        look = not self.seen.neurons
+        look = not self.seen.neurons or self._key(func) in self.seen.before_neurons
         try:
             if isinstance(found, Matmul):
                 calls = [self._products.matmul(found, self.constant, steps, self.samples, look)]
@@ -206,11 +206,13 @@ class Watch:
             return self._place
         return f"{self._place}:{self.functions[-1].name if self.functions else func._opname}"
 
+    def _key(self, func: Any, part: str = "") -> tuple:
+        return self._site(func), self.functions[-1].place if self.functions else 0, func._opname, part
+
     def _product(self, func: Any, calls: Sequence[Call]) -> None:
-        site, at = self._site(func), self.functions[-1].place if self.functions else 0
         for call, part in zip(calls, (" k^T v", " q (k^T v)") if len(calls) == 2 else ("",), strict=True):
-            key = (site, at, func._opname, part)
-            self.seen.names[key] = (site + part, func._opname)
+            key = self._key(func, part)
+            self.seen.names[key] = (self._site(func) + part, func._opname)
             self.seen.products.setdefault(key, []).append(call)
             if not self.seen.neurons:
                 self.seen.before_neurons.add(key)

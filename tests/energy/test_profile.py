@@ -200,6 +200,8 @@ def test_the_first_layer_at_every_step_is_told_from_data_that_changes():
     x = torch.rand(5, 4)
     still = nn.Sequential(snn.DirectEncoding(3), nn.Linear(4, 6), snn.LIF())
     assert profile(still, x).products[0].same_input and profile(still, x).products[0].runs == 3
+    stepwise = Run(lambda x, w: sum(F.linear(x, w).sum() for _ in range(3)), torch.ones(6, 4))
+    assert profile(stepwise, x, T=3).products[0].same_input
     noisy = nn.Sequential(snn.PoissonEncoding(3), nn.Linear(4, 6), snn.LIF())
     assert not profile(noisy, x).products[0].same_input
 
@@ -289,8 +291,52 @@ def test_time_steps_that_are_not_those_given_or_change_are_told():
         return x
 
     with pytest.raises(ValueError, match="as many runs in every batch"):
-        profile(Run(loop, torch.ones(4, 4)), [torch.ones(2, 4), torch.ones(3, 4)], T=1)
+        profile(Run(loop, torch.ones(4, 4)), [torch.ones(2, 4), torch.ones(3, 4)], T=2)
     assert profile(twice, torch.ones(3, 4), T=1).products[1].name.endswith("#2")
+
+
+def test_a_layer_used_twice_in_a_step_is_one_layer_that_runs_once_a_step():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8, bias=False)
+            self.neuron = snn.LIF(v_threshold=0.2)
+            nn.init.eye_(self.layer.weight)
+
+        def forward(self, x):
+            s = self.neuron(x.expand(3, *x.shape))
+            return sum(self.layer(self.layer(step)) for step in s)
+
+    seen = profile(Twice(), torch.rand(5, 8))
+    (product,) = seen.products
+    assert product.runs == 3 and product.dense_macs == 2 * 3 * 64 and seen.ann_macs == 2 * 64
+    assert profile(Run(lambda x, w: (x @ w, x @ w), torch.eye(4)), torch.ones(2, 4)).ann_macs == 32
+
+
+class _Masked(nn.Module):
+    def __init__(self, rate):
+        super().__init__()
+        self.register_buffer("mask", spikes(16, 16, rate=rate))
+
+    def forward(self, w):
+        return w * self.mask
+
+
+def test_weights_that_are_made_anew_at_each_call():
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(3)))
+    convolutions = nn.Sequential(*(nn.Conv1d(16, 16, 1, bias=False) for _ in range(3)))
+    x = spikes(6, 16)
+    for layers, images in ((net, x), (convolutions, x[..., None])):
+        for layer, rate in zip(layers, (0.2, 0.5, 0.9), strict=True):
+            shaped = _Masked(rate)
+            shaped.mask = shaped.mask.reshape(layer.weight.shape)
+            nn.utils.parametrize.register_parametrization(layer, "weight", shaped)
+        counted, y = [], images
+        for layer in layers:
+            counted.append(met(torch.matmul, y.flatten(1), layer.weight.flatten(1).t()) / 6)
+            y = layer(y)
+        assert [p.effective.mean for p in profile(layers, images, T=1).products] == pytest.approx(counted)
 
 
 def test_an_interrupted_run_is_kept_and_marked():
