@@ -66,6 +66,7 @@ def test_wheel_holds_the_package_and_no_top_level_kernels(built):
     for needed in (
         "spikeclip/py.typed",
         "spikeclip/kernels/lif.py",
+        "spikeclip/energy/costs/45nm-fp32.toml",
         "spikeclip/models/configs/spikeclip-demo.json",
         "spikeclip/models/pretrained/spikeclip-demo/model.safetensors",
         "spikeclip/models/pretrained/spikeclip-demo-teacher/open_clip_model.safetensors",
