@@ -18,7 +18,7 @@ FORMAT = "spikeclip energy profile 1"
 class Mean:
     """A mean over samples; the true mean lies within ``half`` of it in 95 % of such measurements (normal approximation).
 
-    ``half`` is None for one sample.
+    ``half`` is None for one sample, and where samples lie so in memory that they could not be told apart.
     """
 
     mean: float
@@ -39,8 +39,8 @@ class ProductCount:
         effective_macs, effective_acs: those whose two factors are not 0 (NeuroBench): of calls with an analog operand, and of
             calls with an operand of zeros and ones (or minus ones): SynOps. effective: their sum.
         per_run: effective operations of each run. rates: share of the inputs that is not 0, of each run.
-        inputs, outputs: elements. weights: elements of the layer, 0 for a product of activations. weight_bytes and
-        activation_bytes (inputs and outputs): as this machine held them.
+        inputs, outputs: elements; second: of the other factor, in a product of activations. weights: elements of the layer, 0
+            for such a product. weight_bytes, activation_bytes (inputs and outputs): as this machine held them.
     """
 
     name: str
@@ -61,6 +61,7 @@ class ProductCount:
     weights: int
     weight_bytes: int
     activation_bytes: float
+    second: float = 0.0
 
     @property
     def spiking(self) -> bool:

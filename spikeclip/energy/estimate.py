@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from .cost import CostModel, Energy, Network, baselines, cost_model
-from .counts import Mean, Profile, written
+from .counts import Mean, ProductCount, Profile, written
 from .formulas import by_layer, energy
 
 STEPS = (1, 2, 4, 8, 16)
+_POWERS = {"spikes x spikes": 2, "spikes x integers": 3}  # of the rate, by operands
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -32,7 +33,7 @@ class Estimate:
     """Millijoules are of one sample; every figure is of one cost model.
 
     Attributes:
-        model, title, source, leaves_out: the cost model's. steps, rate, partial: the profile's; rate None without neurons.
+        model, title, source, bits, leaves_out: the cost model's. steps, rate, partial: the profile's; no rate without neurons.
         snn: as it ran.
         layers: what each product, neuron layer and other op takes of ``snn``.
         baselines: by name.
@@ -45,6 +46,7 @@ class Estimate:
     model: str
     title: str
     source: str
+    bits: int
     leaves_out: tuple[str, ...]
     steps: int
     rate: float | None
@@ -56,6 +58,11 @@ class Estimate:
     prompt: Energy | None
     curve: tuple[tuple[float, float], ...]
     sweep: tuple[tuple[int, float, dict[str, float]], ...]
+
+    @property
+    def nearest(self) -> str:
+        """The baseline whose weights have as many bits as the SNN's: that with the first such activations."""
+        return "ANN W8A8" if self.bits <= 8 else "ANN fp32"
 
 
 def save_json(
@@ -87,6 +94,7 @@ def estimate(profile: Profile, model: str | Path | CostModel = "45nm-fp32") -> E
         prices.name,
         prices.title,
         prices.source,
+        prices.bits,
         prices.leaves_out,
         profile.steps,
         profile.rate if profile.neurons else None,
@@ -137,49 +145,56 @@ def _sweep(model: CostModel, profile: Profile):
 def scaled(profile: Profile, spikes: float, steps: int | None = None) -> Profile:
     """The profile of the same network if its neurons fired ``spikes`` times as often, over ``steps`` time-steps.
 
-    What ran at every step runs at each of the new ones; what ran once still does. Every layer's rate is scaled alike; beyond
-    100 % of the mean this is arithmetic, not a network.
+    What ran at every step runs at each of the new ones; what ran once still does. Every neuron's rate is scaled alike, the
+    input's not; beyond ``profile.reachable_rate`` this is arithmetic, not a network. Operations of a product of spikes and
+    spikes go with the square of the rate, of spikes and such a product with its cube, up to all there are; analog operands
+    stay as they are.
     """
     steps = steps or profile.steps
     longer = steps / profile.steps
 
-    def runs(count: int) -> int:
-        return steps if count == profile.steps else count
+    def repeats(p: ProductCount) -> bool:
+        """Of a profile of one step: what spikes feed, but not the layers before time begins."""
+        return p.runs == profile.steps and (profile.steps > 1 or (p.spiking and not p.before_neurons))
 
-    def stretched(rates: tuple[float, ...], factor: float) -> tuple[float, ...]:
+    def stretched(rates: tuple[float, ...], factor: float, runs: int) -> tuple[float, ...]:
         mean = sum(rates) / len(rates)
-        return tuple(rate * factor for rate in rates) if steps == profile.steps or len(rates) == 1 else (mean * factor,) * steps
+        return tuple(rate * factor for rate in rates) if runs == len(rates) else (mean * factor,) * runs
 
     products = []
     for p in profile.products:
-        more = longer if p.runs == profile.steps else 1.0
-        factor = spikes if p.spiking else 1.0
-        effective = Mean(p.effective.mean * more * factor, None)
-        per_run = tuple(effective.mean / runs(p.runs) for _ in range(runs(p.runs)))
+        more, runs = (longer, steps) if repeats(p) else (1.0, p.runs)
+        fed = p.spiking and not p.before_neurons
+        factor = spikes if fed else 1.0
+        total = p.effective_macs + p.effective_acs
+        met = min(spikes ** _POWERS.get(p.operands, 1), max(p.dense_macs / total, 1.0)) if fed and total else 1.0
+        per_run = (p.effective.mean * more * met / runs,) * runs
         products.append(
             replace(
                 p,
-                runs=runs(p.runs),
+                runs=runs,
                 dense_macs=p.dense_macs * more,
                 padded_macs=p.padded_macs * more,
-                effective_macs=p.effective_macs * more * factor,
-                effective_acs=p.effective_acs * more * factor,
-                effective=effective,
+                effective_macs=p.effective_macs * more * met,
+                effective_acs=p.effective_acs * more * met,
+                effective=Mean(p.effective.mean * more * met, None),
                 per_run=per_run,
-                rates=stretched(p.rates, factor),
+                rates=stretched(p.rates, factor, runs),
                 inputs=p.inputs * more,
+                second=p.second * more,
                 outputs=p.outputs * more,
                 activation_bytes=p.activation_bytes * more,
             )
         )
-    neurons = tuple(
-        replace(n, steps=runs(n.steps), spikes=Mean(n.spikes.mean * longer * spikes, None), rates=stretched(n.rates, spikes))
-        for n in profile.neurons
-    )
+    neurons = []
+    for n in profile.neurons:
+        more, ran = (longer, steps) if n.steps == profile.steps else (1.0, n.steps)
+        fired = Mean(n.spikes.mean * more * spikes, None)
+        neurons.append(replace(n, steps=ran, spikes=fired, rates=stretched(n.rates, spikes, ran)))
     others = tuple(
         replace(o, operations=o.operations * longer, runs=steps) if o.runs == profile.steps else o for o in profile.others
     )
-    return replace(profile, steps=steps, products=tuple(products), neurons=neurons, others=others)
+    return replace(profile, steps=steps, products=tuple(products), neurons=tuple(neurons), others=others)
 
 
 def _variants(model: CostModel, profile: Profile) -> dict[str, Energy]:
@@ -197,11 +212,12 @@ def _variants(model: CostModel, profile: Profile) -> dict[str, Energy]:
     return found
 
 
-def _run(product, runs: int):
+_SUMS = ("dense_macs", "padded_macs", "effective_macs", "effective_acs", "inputs", "second", "outputs", "activation_bytes")
+
+
+def _run(product: ProductCount, runs: int) -> ProductCount:
+    """The product as if it had run so many times."""
     share = runs / product.runs
-    changes = {
-        name: getattr(product, name) * share
-        for name in ("dense_macs", "padded_macs", "effective_macs", "effective_acs", "inputs", "outputs", "activation_bytes")
-    }
+    changes = {name: getattr(product, name) * share for name in _SUMS}
     rate = product.rate
     return replace(product, runs=runs, rates=(rate,) * runs, per_run=(product.effective.mean * share / runs,) * runs, **changes)

@@ -22,10 +22,13 @@ def energy(model: CostModel, network: Network) -> Energy:
 
 
 def _operations(model: CostModel, network: Network, product: ProductCount) -> float:
-    """pJ of a product's arithmetic: accumulates where spikes feed it, else multiply-accumulates without skipping zeros."""
+    """pJ of a product's arithmetic: accumulates where spikes feed it, else multiply-accumulates.
+
+    Zeros are skipped in spikes and their sums, integers; analog values are multiplied whatever they are.
+    """
     if not network.spiking:
         return model.mac(network) * product.dense_macs / product.runs
-    if product.spiking:
+    if product.spiking or product.operands.startswith("integers"):
         return model.pj["ac"] * product.effective_acs + model.pj["mac"] * product.effective_macs
     return model.pj["mac"] * product.dense_macs
 
@@ -49,6 +52,11 @@ def _input_bits(model: CostModel, network: Network, product: ProductCount) -> fl
     return 1 if network.spiking and product.spiking else _bits(model, network)[1]
 
 
+def _second_bits(model: CostModel, network: Network, product: ProductCount) -> float:
+    """Of the other factor of a product of activations."""
+    return 1 if network.spiking and product.operands.endswith("spikes") else _bits(model, network)[1]
+
+
 def _runs(network: Network, product: ProductCount) -> int:
     return product.runs if network.spiking else 1
 
@@ -62,7 +70,11 @@ def _once(model: CostModel, network: Network) -> Layers:
         runs, share = _runs(network, product), 1 / product.runs
         bits = _input_bits(model, network, product)
         activations = moved("activations", product.inputs * share * runs, bits, product.inputs * share)
-        if bits > 1:  # what spikes feed goes into neurons, whose output and state are below
+        if product.second:
+            second = product.second * share
+            activations += moved("activations", second * runs, _second_bits(model, network, product), second)
+        # What spikes and weights make goes into neurons, whose output and state are below; scores are written and read.
+        if bits > 1 or product.operands.endswith("spikes"):
             activations += moved("activations", product.outputs * share * runs, activation_bits, product.outputs * share)
         weights = moved("weights", product.weights, weight_bits, product.weights)
         yield product.name, Energy(compute=_operations(model, network, product), weights=weights, activations=activations)
@@ -103,7 +115,7 @@ def _events(model: CostModel, network: Network) -> Layers:
     for p in network.profile.products:
         compute = _operations(model, network, p)
         # A product of two activations reads the other one where a layer reads its weights.
-        other, other_bits = (p.weights, weight_bits) if p.weights else (p.inputs / p.runs, activation_bits)
+        other, other_bits = (p.weights, weight_bits) if p.weights else (p.second / p.runs, activation_bits)
         convolution = "conv" in p.op
         if network.spiking and p.spiking:
             events = p.effective_acs + p.effective_macs
@@ -140,6 +152,8 @@ def _movement(model: CostModel, network: Network) -> Layers:
             activations = moved(sum(min(inputs, bits) for bits in addresses), inputs)
         else:
             activations = moved(inputs * runs * activation_bits, inputs * activation_bits)
+        second = p.second / p.runs * _second_bits(model, network, p)
+        activations += moved(second * runs, second)
         yield p.name, Energy(compute=_operations(model, network, p), weights=weights, activations=activations)
     for n in _neurons(network):
         bits = model.state["bits"]

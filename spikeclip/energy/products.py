@@ -22,6 +22,7 @@ class Call:
     """One product of a forward pass; ``nonzeros`` and ``effective`` are ``[steps, samples]``, numbers are sums over both.
 
     ``marks``: per step, numbers that are equal where the inputs of two steps are; none where nobody looked.
+    ``second``: elements of the other activation. ``apart``: False where samples could not be told apart and differ.
     """
 
     operands: str
@@ -35,6 +36,8 @@ class Call:
     weights: int
     weight_bytes: int
     activation_bytes: int
+    second: int = 0
+    apart: bool = True
     marks: list[tuple[float, ...]] = field(default_factory=list)
 
 
@@ -62,10 +65,11 @@ class Products:
 
     def _of_weights(self, w: Tensor, key: Hashable, make: Callable[[], Any]) -> Any:
         """What ``make`` makes of ``w``, once for these weights as they are."""
+        version = 0 if w.is_inference() else w._version
         if w.untyped_storage().data_ptr() in self._parameters:
-            table, key = self._kept, (w.data_ptr(), w.shape, w.stride(), w._version, key)
+            table, key = self._kept, (w.data_ptr(), w.shape, w.stride(), version, key)
         else:
-            table, key = self._alive.setdefault(w, {}), (w._version, key)
+            table, key = self._alive.setdefault(w, {}), (version, key)
         if key not in table:
             table[key] = make()
         return table[key]
@@ -80,11 +84,13 @@ class Products:
         if weighted and b.dim() == 3 and b.shape[0] == 1:
             b = b[0]
         if weighted and b.dim() == 2:
+            apart = rows % (steps * samples) == 0
             per_sample = of_weights(a, self._of_weights(b, None, lambda: _uses(b)), columns, steps, samples)
             operands = f"{described(a)} x weights"
         else:
             other = Operand(b)
             meets = a.nonzero().sum(-2, dtype=torch.float64) * other.nonzero().sum(-1, dtype=torch.float64)  # [n, K]
+            apart = meets[..., 0].numel() % (steps * samples) == 0
             per_sample = nonzeros(a, steps, samples), split(meets.sum(-1), steps, samples)
             operands = f"{described(a)} x weights" if weighted else " x ".join(_ordered(described(a), described(other)))
         dense = float(rows) * inner * columns
@@ -99,7 +105,9 @@ class Products:
             found.b.numel() if weighted else 0,
             found.b.nbytes if weighted else 0,
             a.nbytes + found.out.nbytes + (0 if weighted else found.b.nbytes),
-            marks(a, steps) if look else [],
+            second=0 if weighted else found.b.numel(),
+            apart=apart or float(per_sample[1].sum()) == dense,
+            marks=marks(a, steps) if look else [],
         )
 
     def _columns(self, found: Matmul, samples: int) -> Call:
@@ -116,7 +124,17 @@ class Products:
         size = x.values.numel()
         activations = x.nbytes + found.out.nbytes
         return Call(
-            f"{described(x)} x weights", 1, *each, dense, dense, size, found.out.numel(), w.numel(), w.nbytes, activations
+            f"{described(x)} x weights",
+            1,
+            *each,
+            dense,
+            dense,
+            size,
+            found.out.numel(),
+            w.numel(),
+            w.nbytes,
+            activations,
+            apart=float(each[1].sum()) == dense,
         )
 
     def convolution(self, found: Convolution, steps: int, samples: int, look: bool) -> Call:
@@ -138,7 +156,8 @@ class Products:
             w.numel(),
             w.nbytes,
             x.nbytes + found.out.nbytes,
-            marks(x, steps) if look else [],
+            apart=n % (steps * samples) == 0,
+            marks=marks(x, steps) if look else [],
         )
 
     def attention(self, found: Attention, steps: int, samples: int) -> tuple[Call, Call]:
@@ -149,14 +168,18 @@ class Products:
         first, second = (torch.cat(rows) for rows in zip(*(_met(*part, heads) for part in parts), strict=True))
         between = first.numel() * heads * width * width
         calls = []
-        for operand, effective, operands, outputs, nbytes in (
-            (found.k, first, "spikes x spikes", between, found.k.nbytes + found.v.nbytes),
-            (found.source, second, "spikes x integers", found.out.numel(), found.source.nbytes + found.out.nbytes),
+        for operand, effective, operands, other, outputs, nbytes in (
+            (found.k, first, "spikes x spikes", prod(found.v.shape), between, found.k.nbytes + found.v.nbytes),
+            (found.source, second, "spikes x integers", between, found.out.numel(), found.source.nbytes + found.out.nbytes),
         ):
             per_sample = nonzeros(operand, steps, samples), split(effective, steps, samples)
             inputs = prod(operand.shape)
             dense = float(inputs) * width
-            calls.append(Call(operands, steps, *per_sample, dense, dense, inputs, outputs, 0, 0, nbytes + 4 * between))
+            apart = effective.numel() % (steps * samples) == 0
+            moved = nbytes + 4 * between
+            calls.append(
+                Call(operands, steps, *per_sample, dense, dense, inputs, outputs, 0, 0, moved, second=other, apart=apart)
+            )
         return calls[0], calls[1]
 
     def opaque_attention(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, steps: int, samples: int) -> Call:
@@ -168,7 +191,18 @@ class Products:
         each = torch.full((steps, samples), 1.0 / (steps * samples), dtype=torch.float64)
         nbytes = q.nbytes + k.nbytes + v.nbytes + out.nbytes
         return Call(
-            "analog x analog", steps, each * q.numel(), each * dense, dense, dense, q.numel(), out.numel(), 0, 0, nbytes
+            "analog x analog",
+            steps,
+            each * q.numel(),
+            each * dense,
+            dense,
+            dense,
+            q.numel(),
+            out.numel(),
+            0,
+            0,
+            nbytes,
+            second=k.numel() + v.numel(),
         )
 
 

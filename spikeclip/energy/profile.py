@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ from ..zeroshot import class_vectors, classify
 from ..zeroshot.classifier import DEFAULT_TEMPLATES
 from .counts import Profile
 from .sums import Sums
-from .watch import Watch, neuron_classes
+from .watch import Watch, is_neuron
 
 
 def profile(
@@ -41,11 +41,15 @@ def profile(
     (:mod:`spikeclip.nn`, :mod:`spikeclip.ops`), SpikingJelly's and snnTorch's, whose states are reset before each batch, and
     ``neurons``. Every op that ran is listed with what was done with it. Memory does not grow with the number of samples.
 
+    What ran when is told from shapes: ``[T, B, ...]`` and ``[T * B, ...]`` hold all steps, time first, ``[B, ...]`` one, of as
+    many as there are calls; a layer that folds something else into the batch (patches, heads) can be taken for one over time.
+
     Args:
-        model: left as it was, but for the states of neurons. Of a model made for inference, profile the one it was made of.
+        model: left as it was, but for the states of neurons; not run by other threads meanwhile. Of one made for inference,
+            profile the model that it was made of.
         data: a batch ``[B, ...]``, a Dataset, or an iterable of batches: tensors, tuples whose first part is the input, or
             dicts of keyword arguments.
-        T: time-steps; None: what the neurons show on one sample.
+        T: time-steps; None: what the neurons show on one sample, which runs once more for it.
         classes, templates: of a SpikeCLIP, what it chooses between, as for :class:`~spikeclip.zeroshot.ZeroShotClassifier`: the
             profile of its answers has that of its text tower's prompts as ``text``.
         neurons: further classes of modules that fire, with spikes (first) in their output.
@@ -68,7 +72,7 @@ def profile(
     if classes is not None:
         raise ValueError("classes are for a SpikeCLIP; a text tower alone takes token ids as data")
     plain = getattr(model, "_orig_mod", model)  # a compiled model runs out of sight
-    return _counted(plain, _batches(data, batch_size), T, neurons, batch_dim, call or _call)
+    return _counted(plain, _batches(data, batch_size, batch_dim), T, neurons, batch_dim, call or _call)
 
 
 def _zeroshot(model: SpikeCLIP, data: Any, classes: Sequence[str] | None, templates: Sequence[str], batch_size: int) -> Profile:
@@ -88,9 +92,9 @@ def _zeroshot(model: SpikeCLIP, data: Any, classes: Sequence[str] | None, templa
     return replace(images, text=text, prompts=len(prompts), partial=images.partial or text.partial)
 
 
-def _batches(data: Any, batch_size: int) -> Iterable:
+def _batches(data: Any, batch_size: int, batch_dim: int = 0) -> Iterable:
     if isinstance(data, Tensor):
-        return data.split(batch_size) if data.dim() else [data]
+        return data.split(batch_size, batch_dim) if data.dim() > batch_dim else [data]
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size)
     if not isinstance(data, Iterable):
@@ -131,12 +135,9 @@ def _counted(
             if x.dim() <= batch_dim or x.shape[batch_dim] == 0:
                 raise ValueError(f"data must yield batches with samples in dimension {batch_dim}; got {list(x.shape)}")
             if sums is None:
-                ran = _learn_steps(model, batch, neurons, batch_dim, call)
-                sums = Sums(type(model).__name__, T or ran or 1)
-                watch = Watch(model, neurons, sums.T)
-                if T is not None and ran not in (None, T):
-                    sums.notes.append(f"T={T} was given, but its neurons ran {ran} steps: what ran when is not to be trusted")
-            reset(model)
+                steps = T or _learn_steps(model, batch, neurons, batch_dim, call)
+                sums, watch = Sums(type(model).__name__, steps), Watch(model, neurons, steps)
+            reset(model, neurons)
             watch.begin(x.shape[batch_dim])
             try:
                 with watch:
@@ -148,38 +149,53 @@ def _counted(
                 sums.partial = True
                 break
             sums.add(watch.seen, x.shape[batch_dim])
-        reset(model)
+        reset(model, neurons)
     if sums is None:
         raise ValueError("data must hold at least one batch; it was empty")
     return sums.profile()
 
 
-def _learn_steps(model: nn.Module, batch: Any, neurons: Sequence[type], batch_dim: int, call: Callable) -> int | None:
-    """What neurons saw of one sample: rows of a call, first in its shape, times calls. None without neurons."""
+def _learn_steps(model: nn.Module, batch: Any, neurons: Sequence[type], batch_dim: int, call: Callable) -> int:
+    """What most neurons ran of one sample: the rows of a call, or calls of one row; 1 without neurons."""
 
     def one(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.narrow(batch_dim, 0, 1) if value.dim() > batch_dim else value
         if isinstance(value, dict):
             return {key: one(part) for key, part in value.items()}
-        return type(value)(one(part) for part in value) if type(value) in (tuple, list) else value
+        if isinstance(value, (tuple, list)):
+            parts = [one(part) for part in value]
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        return value
 
     watch = Watch(model, neurons, None)
     watch.begin(1)
-    reset(model)
+    reset(model, neurons)
     with watch:
         call(model, one(batch))
-    found = Counter(sum(fired.steps for fired in calls) for calls in watch.seen.neurons.values())
-    return min(found, key=lambda steps: (-found[steps], steps)) if found else None
+    torch.clear_autocast_cache()  # of weights that were cast out of sight of the watch that counts
+    found = Counter(_steps_of([fired.steps for fired in calls], watch.calls) for calls in watch.seen.neurons.values())
+    return min(found, key=lambda steps: (-found[steps], steps)) if found else 1
 
 
-def reset(model: nn.Module) -> None:
-    """Bring stateful neurons to rest: ours, SpikingJelly's and, where they keep their own state, snnTorch's."""
-    peers = neuron_classes()
+def _steps_of(rows: list[int], calls: Mapping[nn.Module, int]) -> int:
+    """Time-steps of neurons from the rows of each of their calls; the same neurons may serve several layers.
+
+    Of one row a call, their calls are a multiple of those of a layer with weights that runs at every step.
+    """
+    if max(rows) > 1:
+        return max(rows)
+    repeated = [count for count in calls.values() if count > 1 and len(rows) % count == 0]
+    return min(repeated, default=len(rows))
+
+
+def reset(model: nn.Module, neurons: Sequence[type] = ()) -> None:
+    """Bring what keeps a state to rest: our neurons, all of SpikingJelly's modules that do, snnTorch's and ``neurons``."""
     for module in model.modules():
-        if isinstance(module, _Neuron) or (isinstance(module, peers) and callable(getattr(module, "reset", None))):
+        peer = is_neuron(module, neurons) or any(kind.__name__ == "MemoryModule" for kind in type(module).__mro__)
+        if (isinstance(module, _Neuron) or peer) and callable(getattr(module, "reset", None)):
             module.reset()
-        elif isinstance(module, peers) and getattr(module, "init_hidden", False):
+        elif peer and getattr(module, "init_hidden", False):
             module.reset_mem()
 
 

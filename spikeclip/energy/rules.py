@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -132,6 +133,7 @@ _MOVES = frozenset(
     """clone copy_ _to_copy cat stack embedding index index_select gather scatter index_put_ constant_pad_nd repeat roll flip
     masked_fill masked_fill_ zero_ fill_ tril triu _local_scalar_dense _unsafe_view _reshape_alias lift_fresh detach alias
     native_dropout bernoulli_ one_hot split_with_sizes unbind _pin_memory is_pinned resolve_conj resolve_neg equal
+    im2col col2im unsafe_split unsafe_split_with_sizes
     upsample_nearest2d reflection_pad2d view_as_real item set_ record_stream pixel_shuffle""".split()
 )
 # They make values out of nothing that was computed.
@@ -140,9 +142,11 @@ _FACTORIES = frozenset(
     empty_strided new_empty_strided empty_like zeros_like ones_like full_like rand_like randn_like bernoulli poisson normal_
     uniform_""".split()
 )
+_MOVING = {torch.Tag.view_copy, torch.Tag.inplace_view}
 _OURS = {"pack_spikes": "move", "unpack_spikes": "move", "max_pool": "reduction"}
 
 
+@cache
 def category(func: torch._ops.OpOverload) -> str:
     """``norm``, ``elementwise``, ``reduction``, ``move`` or ``unknown``, for an op that is not in ``EXACT``."""
     namespace, name = func.namespace, func._opname
@@ -150,7 +154,7 @@ def category(func: torch._ops.OpOverload) -> str:
         return _OURS.get(name, "unknown")
     if namespace not in ("aten", "prims", "prim"):
         return "unknown"
-    if func.is_view or name in _MOVES or name in _FACTORIES or torch.Tag.view_copy in func.tags:
+    if func.is_view or name in _MOVES or name in _FACTORIES or _MOVING & set(func.tags):
         return "move"
     if name in _NORMS:
         return "norm"

@@ -44,11 +44,11 @@ class ProductSums:
 
     def __init__(self, name: str, op: str, runs: int):
         self.name, self.op, self.runs = name, op, runs
-        self.before_neurons = self.same_input = True
+        self.before_neurons = self.same_input = self.apart = True
         self.operands: set[str] = set()
         self.nonzeros, self.effective = Series(runs), Series(runs)
         self.macs = self.acs = self.dense = self.padded = self.activation_bytes = 0.0
-        self.inputs = self.outputs = 0
+        self.inputs = self.outputs = self.second = 0
         self.weights = self.weight_bytes = 0
 
 
@@ -75,6 +75,9 @@ class Sums:
         self.macs.add(macs)
         for name, fired in seen.neurons.items():
             spikes = _by_step(fired, lambda f: f.spikes, self.T)
+            if name in self.neurons and len(self.neurons[name][0].steps) != len(spikes):
+                before = len(self.neurons[name][0].steps)
+                raise ValueError(f"data must lead to as many steps in every batch; {name}: {before}, then {len(spikes)}")
             series, sizes, values = self.neurons.setdefault(name, (Series(len(spikes)), [0], set()))
             series.add(spikes)
             sizes[0] += sum(f.neurons for f in fired)
@@ -104,6 +107,8 @@ class Sums:
             sums.acs += float(total.sum()) if spiking else 0.0
             sums.macs += 0.0 if spiking else float(total.sum())
             sums.operands.add(call.operands)
+            sums.apart &= call.apart
+            sums.second += call.second
             sums.dense += call.dense
             sums.padded += call.padded
             sums.inputs += call.inputs
@@ -116,12 +121,14 @@ class Sums:
         n = self.samples
         names = Counter()
         products = []
+        if self.neurons and self.T not in (len(series.steps) for series, _, _ in self.neurons.values()):
+            self.notes.append(f"no neurons ran {self.T} steps, as many as T: what ran when is not to be trusted")
         for sums in self.products.values():
             names[sums.name] += 1
             name = sums.name if names[sums.name] == 1 else f"{sums.name} #{names[sums.name]}"
             if len(sums.operands) > 1:
                 self.notes.append(
-                    f"{name}: its operands were {' and '.join(sorted(sums.operands))}, by batch; counted as each was"
+                    f"{name}: its operands were {' and '.join(sorted(sums.operands))}, by call; counted as each was"
                 )
             products.append(
                 ProductCount(
@@ -135,7 +142,7 @@ class Sums:
                     sums.padded / n,
                     sums.macs / n,
                     sums.acs / n,
-                    sums.effective.mean(n),
+                    sums.effective.mean(n) if sums.apart else Mean(sums.effective.total / n, None),
                     tuple((sums.effective.steps / n).tolist()),
                     tuple((sums.nonzeros.steps * sums.runs / max(sums.inputs, 1)).tolist()),
                     sums.inputs / n,
@@ -143,8 +150,11 @@ class Sums:
                     sums.weights,
                     sums.weight_bytes,
                     sums.activation_bytes / n,
+                    sums.second / n,
                 )
             )
+            if any(operands.startswith("integers") for operands in sums.operands):
+                self.notes.append(f"{name}: it is fed by integers, as sums of spikes are: they count, without zeros, as MACs")
         neurons = []
         for name, (series, (size,), values) in self.neurons.items():
             steps = len(series.steps)
@@ -162,6 +172,7 @@ class Sums:
             self.notes.append(f"not counted, since their cost is not known here: {', '.join(unknown)}")
         if not self.neurons:
             self.notes.append("no neurons were seen: this is not a spiking network, or its neurons must be named (neurons=)")
+        apart = all(sums.apart for sums in self.products.values())
         partial = self.partial or bool(unknown)
         return Profile(
             self.model,
@@ -170,8 +181,7 @@ class Sums:
             tuple(products),
             tuple(neurons),
             others,
-            self.acs.mean(n),
-            self.macs.mean(n),
+            *((series.mean(n) if apart else Mean(series.total / n, None)) for series in (self.acs, self.macs)),
             tuple(self.notes),
             partial,
         )

@@ -112,7 +112,7 @@ def _costs(estimates: Sequence[Estimate]) -> Table:
         for title, baseline in one.baselines.items():
             spent = baseline.energy.total
             numbers = (digits(spent * factor), ratio(one.snn.total, spent), break_even(one, baseline))
-            table.add_row("", Text(title), *numbers)
+            table.add_row("", Text(title + (" (same precision)" if title == one.nearest else "")), *numbers)
         table.add_section()
     return table
 
@@ -146,14 +146,14 @@ def latex_row(profile: Profile, estimate: Estimate, name: str) -> str:
     r"""``name & T & rate & MACs & SynOps & SNN & ANN & SNN / ANN \\`` for a table under :data:`LATEX_HEADER`.
 
     MACs (millions): of the layers that no spikes feed, as the cost models price them, no zero skipped. SynOps (millions):
-    accumulates that spikes cause. Energies in mJ under the estimate's one cost model; the ANN is its first baseline. A partial
-    profile's name says so.
+    accumulates that spikes cause. Energies in mJ under the estimate's one cost model; the ANN is the baseline of the
+    SNN's own precision, which is named. A partial profile's name says so.
 
     Raises:
         ValueError: the estimate is of another profile.
     """
     (estimate,) = checked(profile, [estimate])
-    snn, ann = estimate.snn, next(iter(estimate.baselines.values())).energy
+    snn, ann = estimate.snn, estimate.baselines[estimate.nearest].energy
     cells = (
         "".join(_LATEX.get(character, character) for character in name) + (" (partial)" if profile.partial else ""),
         str(profile.steps),
@@ -161,7 +161,7 @@ def latex_row(profile: Profile, estimate: Estimate, name: str) -> str:
         digits(profile.analog_macs / 1e6),
         digits(profile.synops / 1e6),
         digits(snn.millijoules),
-        digits(ann.millijoules),
+        f"{digits(ann.millijoules)} ({estimate.nearest.removeprefix('ANN ')})",
         digits(snn.total / ann.total) if ann.total else "--",
     )
     return " & ".join(cells) + r" \\"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
@@ -19,21 +20,12 @@ from .nonzeros import Operand, nonzeros
 from .products import Call, NotANumber, Products
 from .rules import AFFINE, EXACT, FUSED_ATTENTION, Convolution, Matmul, Neurons, category
 
+PEERS = ("spikingjelly.activation_based.neuron", "snntorch._neurons")
 
-def neuron_classes(extra: Sequence[type] = ()) -> tuple[type, ...]:
-    """Neurons that are known by their module: SpikingJelly's and snnTorch's where these are loaded, and ``extra``.
 
-    Ours are known by their ops.
-    """
-    found = []
-    for module, names in (
-        ("spikingjelly.activation_based.neuron", ("BaseNode",)),
-        ("snntorch", ("SpikingNeuron",)),
-        ("snntorch._neurons.neurons", ("SpikingNeuron",)),
-    ):
-        loaded = sys.modules.get(module)
-        found += [getattr(loaded, name) for name in names if hasattr(loaded, name)]
-    return (*found, *extra)
+def is_neuron(module: nn.Module, extra: Sequence[type] = ()) -> bool:
+    """Whether it is a neuron of SpikingJelly or snnTorch, or of ``extra`` classes; ours are known by their ops."""
+    return isinstance(module, tuple(extra)) or any(kind.__module__.startswith(PEERS) for kind in type(module).__mro__)
 
 
 @dataclass
@@ -68,8 +60,9 @@ class Watch:
     def __init__(self, model: nn.Module, neurons: Sequence[type], T: int | None):
         self.model, self.T = model, T
         self.names = {module: name or type(model).__name__ for name, module in model.named_modules()}
-        self.neuron_types = neuron_classes(neurons)
+        self._neurons = {module for module in self.names if is_neuron(module, neurons)}
         self.seen, self.samples = Seen(), 0
+        self.calls: Counter[nn.Module] = Counter()  # of modules that have parameters of their own
         self._stack: list[nn.Module] = []
         self.functions: list[Function] = []
         self._inside_neuron = 0
@@ -78,38 +71,41 @@ class Watch:
         self._held = [t for t in (*model.parameters(), *model.buffers()) if t.numel()]  # or their memory might go to others
         self._storages = {t.untyped_storage().data_ptr() for t in self._held}
         self._products = Products(self._storages)
+        self._written: dict[int, Tensor] = {}  # memory of constants into which data went in this pass
         self._product_memory = 0
         self._packed: dict[int, Operand] = {}
-        self._handles: list[Any] = []
+        self._open = ExitStack()
         self._modes = (_Dispatched(self), _Functions(self.functions))
 
     def begin(self, samples: int) -> None:
         self.samples, self.seen, self._product_memory, self._inside_neuron = samples, Seen(), 0, 0
         self._stack.clear()
         self._packed.clear()
+        self._written.clear()
         self.functions.clear()
 
     def __enter__(self) -> Watch:
-        for module in self.names:
-            self._handles.append(module.register_forward_pre_hook(self._enter))
-            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
-        for mode in self._modes:
-            mode.__enter__()
+        with ExitStack() as opened:
+            for module in self.names:
+                if not isinstance(module, torch.jit.ScriptModule):  # it takes no hooks; its ops are seen all the same
+                    opened.enter_context(module.register_forward_pre_hook(self._enter))
+                    opened.enter_context(module.register_forward_hook(self._leave, always_call=True))
+            for mode in self._modes:
+                opened.enter_context(mode)
+            self._open = opened.pop_all()
         return self
 
     def __exit__(self, *error) -> None:
-        for mode in reversed(self._modes):
-            mode.__exit__(*error)
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._open.__exit__(*error)
 
     def _enter(self, module: nn.Module, args: tuple) -> None:
         self._stack.append(module)
-        self._inside_neuron += isinstance(module, self.neuron_types)
+        if self.T is None and next(module.parameters(recurse=False), None) is not None:
+            self.calls[module] += 1
+        self._inside_neuron += module in self._neurons
 
     def _leave(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if isinstance(module, self.neuron_types):
+        if module in self._neurons:
             self._inside_neuron -= 1
             spikes = output[0] if isinstance(output, (tuple, list)) and output else output
             if isinstance(spikes, Tensor):
@@ -134,7 +130,10 @@ class Watch:
 
     def constant(self, tensor: Tensor) -> bool:
         """Whether it is a parameter or buffer, or was made of such alone."""
-        return (tensor.numel() > 0 and tensor.untyped_storage().data_ptr() in self._storages) or tensor in self._constants
+        if tensor.is_sparse or tensor.numel() == 0:
+            return tensor in self._constants
+        memory = tensor.untyped_storage().data_ptr()
+        return memory not in self._written and (memory in self._storages or tensor in self._constants)
 
     def dispatched(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
         """Take note of an op that ran. Raises ValueError where a product was given NaN."""
@@ -150,13 +149,24 @@ class Watch:
             for tensor in outputs:
                 self._constants[tensor] = True
             self._other(func._opname, "constant", sum(t.numel() for t in outputs))
-        elif rule is not None:
+            return
+        if func._schema.is_mutable and len(varying) < len(inputs):
+            self._write(func, args)
+            varying = [t for t in inputs if not self.constant(t)]
+        if rule is not None:
             self._exact(func, rule(args, out), varying)
         elif func._opname in FUSED_ATTENTION:
             steps = self._steps_in(self._shapes(varying))
             self._product(func, [self._products.opaque_attention(*args[:3], outputs[0], steps, self.samples)])
         else:
             self._inexact(func, inputs, varying, outputs)
+
+    def _write(self, func: Any, args: tuple) -> None:
+        """Data goes into what may have been constant until now."""
+        for given, argument in zip(args, func._schema.arguments, strict=False):
+            written = isinstance(given, Tensor) and argument.alias_info is not None and argument.alias_info.is_write
+            if written and self.constant(given):
+                self._written[given.untyped_storage().data_ptr()] = given
 
     def _shapes(self, varying: Sequence[Tensor]) -> list[tuple[int, ...]]:
         """Of what the function that is running was given, else of the op's operands."""
@@ -187,7 +197,9 @@ class Watch:
             steps = self._steps_in(self._shapes(varying))
         else:
             steps = self._steps_in([found.source.shape])
-        look = not self.seen.neurons or self._key(func) in self.seen.before_neurons
+        weights = found.b if isinstance(found, Matmul) else found.w if isinstance(found, Convolution) else None
+        key = self._key(func, weights)
+        look = not self.seen.neurons or key in self.seen.before_neurons
         try:
             if isinstance(found, Matmul):
                 calls = [self._products.matmul(found, self.constant, steps, self.samples, look)]
@@ -197,7 +209,7 @@ class Watch:
                 calls = self._products.attention(found, steps, self.samples)
         except NotANumber:
             raise ValueError(f"data must lead to no NaN; {self._site(func)} was given some") from None
-        self._product(func, calls)
+        self._product(func, calls, weights)
         self._product_memory = found.out.untyped_storage().data_ptr()
 
     def _site(self, func: Any) -> str:
@@ -206,15 +218,18 @@ class Watch:
             return self._place
         return f"{self._place}:{self.functions[-1].name if self.functions else func._opname}"
 
-    def _key(self, func: Any, part: str = "") -> tuple:
-        return self._site(func), self.functions[-1].place if self.functions else 0, func._opname, part
+    def _key(self, func: Any, weights: Tensor | None = None, part: str = "") -> tuple:
+        """What tells a product from others, the same in every pass: where it is, what with."""
+        memory = 0 if weights is None else weights.untyped_storage().data_ptr()
+        place = self.functions[-1].place if self.functions else 0
+        return self._site(func), place, func._opname, memory if memory in self._storages else 0, part
 
-    def _product(self, func: Any, calls: Sequence[Call]) -> None:
+    def _product(self, func: Any, calls: Sequence[Call], weights: Tensor | None = None) -> None:
         for call, part in zip(calls, (" k^T v", " q (k^T v)") if len(calls) == 2 else ("",), strict=True):
-            key = self._key(func, part)
+            key = self._key(func, weights, part)
             self.seen.names[key] = (self._site(func) + part, func._opname)
             self.seen.products.setdefault(key, []).append(call)
-            if not self.seen.neurons:
+            if not (self.seen.neurons or self._inside_neuron):
                 self.seen.before_neurons.add(key)
 
     def _fired(self, name: str, spikes: Operand, shapes: list[tuple[int, ...]]) -> None:
@@ -285,6 +300,11 @@ class _Dispatched(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func not in EXACT and func._opname not in FUSED_ATTENTION and category(func) == "unknown":
+            with self:  # in inference mode composite ops arrive whole
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         out = func(*args, **kwargs)
         self.watch.dispatched(func, args, kwargs, out)
         return out

@@ -11,6 +11,8 @@ from spikeclip.energy import Energy, Profile, available, cost_model, estimate, p
 from spikeclip.energy.cost import COSTS, Network, ann, baselines, mac_of_bits
 from spikeclip.energy.estimate import save_json, scaled
 from spikeclip.energy.formulas import energy
+from spikeclip.ops import spike_attention
+from spikeclip.training.compositions import render
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +130,47 @@ def test_scaled_by_time_repeats_what_ran_at_every_step(seen):
     sweep = {(T, rate): ratios for T, rate, ratios in estimate(seen).sweep}
     assert "ANN W8A4" in sweep[8, 0.1] and "ANN W8A1" in sweep[1, 0.1]
     assert sweep[8, 0.1]["ANN fp32"] > sweep[4, 0.1]["ANN fp32"] > sweep[4, 0.05]["ANN fp32"]
+
+
+def test_input_spikes_do_not_follow_the_neurons_rate():
+    torch.manual_seed(0)
+    net = nn.Sequential(snn.PoissonEncoding(4), nn.Linear(6, 8), snn.LIF(v_threshold=0.3), nn.Linear(8, 4))
+    found = profile(net, torch.rand(20, 6))
+    silent = scaled(found, 0.0)
+    assert silent.products[0].effective_acs == found.products[0].effective_acs > 0 and silent.products[1].effective_acs == 0
+
+
+def test_attention_goes_with_the_square_and_the_cube_of_the_rate():
+    model = SpikeCLIP.from_pretrained("spikeclip-demo")
+    found = profile(model.visual, render(4, seed=0).images)
+    half = scaled(found, 0.5)
+    ratios = {
+        p.operands: q.effective_acs / p.effective_acs for p, q in zip(found.products, half.products, strict=True) if p.spiking
+    }
+    assert ratios == pytest.approx({"spikes x weights": 0.5, "spikes x spikes": 0.25, "spikes x integers": 0.125})
+    assert all(p.effective_acs <= p.dense_macs for p in scaled(found, 1e6).products if p.spiking)
+
+
+def test_one_step_stretched_over_time_keeps_the_layers_before_it_once():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), snn.DirectEncoding(1), snn.LIF(v_threshold=0.1), nn.Linear(8, 4))
+    assert [p.runs for p in scaled(profile(net, torch.rand(9, 6)), 1.0, 16).products] == [1, 16]
+
+
+def test_both_factors_of_attention_move():
+    T, B, N, C = 2, 1, 4, 32
+
+    class Attend(nn.Module):
+        def forward(self, x):
+            return spike_attention(*x.unbind(-1), scale=1.0, num_heads=1)
+
+    found = profile(Attend(), (torch.rand(T, B, N, C, 3) < 0.5).float(), T=T, batch_dim=1)
+    spent = energy(cost_model("data-movement"), Network(found)).activations
+    bitmaps = [sum(min(N * C, N * C * rate * 7) for rate in p.rates) for p in found.products]
+    # v at one bit each; k^T v, C by C, at eight.
+    assert spent == pytest.approx(10 / 64 * (sum(bitmaps) + T * N * C + T * C * C * 8))
+    moved = energy(cost_model("45nm-memory"), Network(found)).activations
+    assert moved == pytest.approx(10 / 64 * T * (3 * N * C + 2 * C * C * 32))
 
 
 def test_the_first_layer_counted_once_and_at_every_step(seen):

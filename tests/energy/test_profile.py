@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from spikeclip import SpikeCLIP
 from spikeclip import nn as snn
-from spikeclip.energy import Profile, profile
+from spikeclip.energy import Profile, estimate, profile
 from spikeclip.ops import pack_spikes, spike_attention
 
 
@@ -282,7 +282,10 @@ def test_an_unknown_op_makes_the_profile_partial():
 
 
 def test_time_steps_that_are_not_those_given_or_change_are_told():
-    assert any("T=3 was given, but its neurons ran 4" in note for note in profile(small(), torch.rand(2, 3, 6, 6), T=3).notes)
+    assert any("no neurons ran 3 steps" in note for note in profile(small(), torch.rand(2, 3, 6, 6), T=3).notes)
+    lengths = nn.Sequential(nn.Identity(), snn.LIF())
+    with pytest.raises(ValueError, match="as many steps in every batch; 1: 3, then 1"):
+        profile(lengths, [torch.rand(3, 2, 4), torch.rand(5, 2, 4)], batch_dim=1)
     twice = Run(lambda x, w: x @ w if len(x) == 2 else (x @ w) + (x @ w), torch.ones(4, 4))
 
     def loop(x, w):
@@ -339,9 +342,117 @@ def test_weights_that_are_made_anew_at_each_call():
         assert [p.effective.mean for p in profile(layers, images, T=1).products] == pytest.approx(counted)
 
 
+def test_data_written_into_what_was_made_of_parameters_is_no_parameter():
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias, self.encode, self.neuron = nn.Parameter(torch.zeros(4)), snn.DirectEncoding(4), snn.LIF(v_threshold=0.1)
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 6)
+            self.register_buffer("spikes", torch.zeros(16, 4, 4))
+
+        def forward(self, x):
+            y = torch.zeros_like(self.bias).repeat(len(x), 1)
+            y.add_(self.first(x))
+            self.spikes[: 4 * len(x)].view(4, len(x), 4, 4)[:, :, 0].copy_(self.neuron(self.encode(y)))
+            return self.last(self.spikes[: 4 * len(x)].view(4, len(x), 4, 4)[:, :, 0])
+
+    seen = profile(Written(), torch.rand(3, 4))
+    assert [(p.name, p.dense_macs, p.runs) for p in seen.products] == [("first", 16, 1), ("last", 96, 4)]
+
+
+@pytest.mark.parametrize("steps", ["at once", "one by one"])
+def test_neurons_that_serve_several_layers_do_not_lengthen_time(steps):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.neuron = nn.ModuleList(nn.Linear(4, 4) for _ in range(3)), Fire()
+
+        def forward(self, x):
+            if steps == "at once":
+                x = x.expand(5, *x.shape)
+            for _ in range(1 if steps == "at once" else 5):
+                y = x
+                for layer in self.layers:
+                    y = self.neuron(layer(y))
+            return y
+
+    class Fire(nn.Module):
+        def forward(self, x):
+            return (x > 0).to(x)
+
+    seen = profile(Shared(), torch.rand(3, 4), neurons=[Fire])
+    assert seen.steps == 5 and seen.ann_macs == 48 and [p.runs for p in seen.products] == [5, 5, 5]
+
+
+def test_time_first_batches_are_cut_by_sample():
+    net = nn.Sequential(nn.Linear(6, 4), snn.LIF(), nn.Linear(4, 2))
+    seen = profile(net, torch.randn(4, 3, 6), batch_dim=1, batch_size=2)
+    assert seen.samples == 3 and seen.steps == 4 and seen.dense_macs == 4 * (24 + 8)
+
+
+def test_weights_of_a_loop_are_products_of_their_own():
+    weights = [torch.eye(8) for _ in range(3)]
+
+    def loop(x, *weights):
+        for w in weights:
+            x = F.relu(x @ w)
+        return x
+
+    seen = profile(Run(loop, *weights), torch.rand(2, 8), T=1)
+    assert [p.weights for p in seen.products] == [64, 64, 64] and seen.ann_macs == 3 * 64
+
+
+def test_neurons_of_ones_own_are_brought_to_rest():
+    class Adding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.v = 0.0
+
+        def reset(self):
+            self.v = 0.0
+
+        def forward(self, x):
+            self.v = self.v + x
+            return (self.v >= 1).to(x)
+
+    net = nn.Sequential(Adding(), nn.Linear(4, 2))
+    assert profile(net, torch.full((5, 4), 0.6), neurons=[Adding], batch_size=3).acs.mean == 0
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)])
+def test_inside_inference_mode_and_autocast(mode):
+    x = torch.rand(5, 3, 6, 6)
+    with mode():
+        seen = profile(small(), x)
+    assert not seen.partial and [p.operands for p in seen.products] == ["analog x weights", "spikes x weights"]
+    assert [p.weights for p in seen.products] == [216, 2880] and seen.dense_macs == profile(small(), x).dense_macs
+
+
+def test_sums_of_spikes_are_told_and_priced_by_what_is_not_zero():
+    x = torch.tensor([[2.0, 0, 0, 1]])
+    seen = profile(Run(MATMULS["mm"], torch.ones(4, 3)), x, T=1)
+    assert any("fed by integers" in note for note in seen.notes) and seen.macs.mean == 6
+    assert estimate(seen, "45nm-fp32").snn.total == pytest.approx(6 * 4.6)
+
+
+def test_no_interval_where_samples_cannot_be_told_apart():
+    x = spikes(5, 7, 4)
+    seen = profile(Run(lambda x, w: torch.einsum("oc,btc->bto", w, x), torch.randn(3, 4)), x, T=1)
+    assert seen.acs.mean * 5 == met(torch.matmul, x, torch.ones(4, 3))
+    columns = profile(Run(lambda x, w: w @ x.flatten(1).t(), torch.randn(3, 28)), x, T=1)
+    assert columns.acs.half is None and columns.acs.mean * 5 == met(torch.matmul, x.flatten(1), torch.ones(28, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_a_scripted_layer_takes_no_hooks_and_is_seen_all_the_same():
+    net = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Linear(4, 4)))
+    assert profile(net, torch.rand(3, 4)).dense_macs == 32
+    assert not net[0]._forward_hooks
+
+
 def test_an_interrupted_run_is_kept_and_marked():
     x = torch.rand(4, 3, 6, 6)
-    batches = iter([x, x, x, None])  # the first to learn how many steps there are
+    batches = iter([x, x, None])
 
     def call(model, batch):
         if next(batches) is None:

@@ -113,7 +113,7 @@ def test_terminal_shows_layers_totals_and_cost_models():
     # 4.6 pJ a MAC and 0.9 pJ an AC: 5.5 µJ beside 9.2
     assert rows["45nm-fp32"] == ["45nm-fp32", "SNN", "5.50"]
     ann = next(line for line in text.splitlines() if "ANN fp32" in line)
-    assert ann.split() == ["ANN", "fp32", "9.20", "0.598", "×", "always"]
+    assert ann.split() == ["ANN", "fp32", "(same", "precision)", "9.20", "0.598", "×", "always"]
     assert "below 15.1 %" in text and "never" in text
     assert "note: mind the gap" in text and "PARTIAL" not in text
 
@@ -152,7 +152,7 @@ def test_latex_row():
     cells = re.split(r"(?<!\\) & ", latex_row(SNN, estimates(SNN)[0], r"A_1 & 50% {x}\~^#$<").removesuffix(r" \\"))
     assert cells == [
         r"A\_1 \& 50\% \{x\}\textbackslash{}\textasciitilde{}\textasciicircum{}\#\$\textless{}",
-        "4", r"20.0\%", "1.00", "1.00", "0.00550", "0.00920", "0.598",
+        "4", r"20.0\%", "1.00", "1.00", "0.00550", "0.00920 (fp32)", "0.598",
     ]  # fmt: skip
     assert LATEX_HEADER.count(" & ") == 7 and LATEX_HEADER.endswith(r"\\")
     partial = replace(SNN, partial=True)
