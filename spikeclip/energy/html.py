@@ -16,7 +16,7 @@ from .cost import Energy
 from .counts import OtherCount, Profile, written
 from .estimate import Estimate
 from .figures import INK, of_counts, of_estimates, save
-from .table import PARTIAL, break_even, checked, notes, who
+from .table import PARTIAL, break_even, checked, named, notes, who
 from .units import NONE, amount, digits, interval, percent, ratio, size, unit
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _costs(estimates: Sequence[Estimate]) -> str:
         rows = [(who(one), digits(one.snn.total * factor), "", "")]
         for title, baseline in one.baselines.items():
             spent = baseline.energy.total
-            rows.append((title, digits(spent * factor), ratio(one.snn.total, spent), break_even(one, baseline)))
+            rows.append((named(one, title), digits(spent * factor), ratio(one.snn.total, spent), break_even(one, baseline)))
         groups.append((f"{one.model}: {one.title}", rows))
     me = who(estimates[0])
     headings = ("network", f"{name} a sample", f"{me} / it", f"{me} cheaper at mean firing rates")

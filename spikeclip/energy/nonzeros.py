@@ -131,12 +131,15 @@ def of_pixels(operand: Operand, reach: Reach, last: bool, steps: int, samples: i
 
     Channels are the second dimension, or the ``last``, as in packed spikes.
     """
-    if operand.words is not None and reach.even:
+    found = nonzeros(operand, steps, samples)
+    if operand.words is None and float(found.sum()) == operand.values.numel():
+        operations = reach.each.sum().expand(len(operand.values))
+    elif operand.words is not None and reach.even:
         operations = operand.bits.sum(-1).double().flatten(1) @ reach.each[0].flatten()
     else:
         each = reach.each.movedim(0, -1) if last else reach.each
         operations = operand.nonzero().flatten(1).double() @ each.flatten()
-    return nonzeros(operand, steps, samples), split(operations, steps, samples)
+    return found, split(operations, steps, samples)
 
 
 def reach_of(weight: Tensor, places: tuple[int, ...], options: tuple, every: bool) -> Tensor:

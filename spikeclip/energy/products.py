@@ -216,7 +216,8 @@ def _met(q: Tensor, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """Operations of k^T v and of q (k^T v) that meet no 0, of spikes ``[n, N, C]``, each ``[n]``."""
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(-2, -3) for part in (q, k, v))  # [n, heads, N, C / heads]
     counts = k.mT @ v
-    return counts.sum((-1, -2, -3)), (q.sum(-2) * (counts != 0).sum(-1)).sum((-1, -2))
+    met = counts.sum((-1, -2, -3))
+    return met, (q.sum(-2) * counts.clamp_max_(1.0).sum(-1)).sum((-1, -2))
 
 
 def _ordered(a: str, b: str) -> tuple[str, str]:
@@ -234,5 +235,4 @@ def marks(operand: Operand, steps: int) -> list[tuple[float, ...]]:
         return [(0.0,)] * steps
     if steps > 1:
         return [(float(step),) for step in range(steps)]
-    flat = parts[0].double()
-    return [(float(flat.sum()), float(flat.square().sum()))]
+    return [(float(parts.sum()), float(torch.linalg.vector_norm(parts.float())))]

@@ -26,6 +26,11 @@ def break_even(estimate: Estimate, baseline: Baseline) -> str:
     return f"below {percent(baseline.break_even)}" if baseline.break_even else "never"
 
 
+def named(estimate: Estimate, baseline: str) -> str:
+    """The baseline's name, and whether its precision is the SNN's."""
+    return f"{baseline} (same precision)" if baseline == estimate.nearest else baseline
+
+
 def who(estimate: Estimate) -> str:
     """What the estimate is of: a profile without neurons is of no SNN."""
     return "network" if estimate.rate is None else "SNN"
@@ -112,7 +117,7 @@ def _costs(estimates: Sequence[Estimate]) -> Table:
         for title, baseline in one.baselines.items():
             spent = baseline.energy.total
             numbers = (digits(spent * factor), ratio(one.snn.total, spent), break_even(one, baseline))
-            table.add_row("", Text(title + (" (same precision)" if title == one.nearest else "")), *numbers)
+            table.add_row("", Text(named(one, title)), *numbers)
         table.add_section()
     return table
 
