@@ -69,6 +69,11 @@ class ProductCount:
         return self.operands.startswith(("spikes", "signed spikes"))
 
     @property
+    def analog(self) -> bool:
+        """Whether it is fed by values of which none is skipped, neither spikes nor integers, which are sums of spikes."""
+        return self.operands.startswith("analog")
+
+    @property
     def rate(self) -> float:
         """Share of the inputs that is not 0, over all runs."""
         return sum(self.rates) / len(self.rates)
@@ -175,8 +180,8 @@ class Profile:
 
     @property
     def analog_macs(self) -> float:
-        """Dense multiply-accumulates of the products that no spikes feed."""
-        return sum(product.dense_macs for product in self.products if not product.spiking)
+        """Multiply-accumulates of the products that no spikes feed: of all analog values, of integers other than 0."""
+        return sum(p.dense_macs if p.analog else p.effective_macs for p in self.products if not p.spiking)
 
     @property
     def updates(self) -> float:

@@ -61,7 +61,7 @@ class Estimate:
 
     @property
     def nearest(self) -> str:
-        """The baseline whose weights have as many bits as the SNN's: that with the first such activations."""
+        """The baseline of the SNN's own precision, or the nearest to it."""
         return "ANN W8A8" if self.bits <= 8 else "ANN fp32"
 
 
@@ -155,7 +155,7 @@ def scaled(profile: Profile, spikes: float, steps: int | None = None) -> Profile
 
     def repeats(p: ProductCount) -> bool:
         """Of a profile of one step: what spikes feed, but not the layers before time begins."""
-        return p.runs == profile.steps and (profile.steps > 1 or (p.spiking and not p.before_neurons))
+        return p.runs == profile.steps and (profile.steps > 1 or not (p.analog or p.before_neurons))
 
     def stretched(rates: tuple[float, ...], factor: float, runs: int) -> tuple[float, ...]:
         mean = sum(rates) / len(rates)
@@ -164,7 +164,7 @@ def scaled(profile: Profile, spikes: float, steps: int | None = None) -> Profile
     products = []
     for p in profile.products:
         more, runs = (longer, steps) if repeats(p) else (1.0, p.runs)
-        fed = p.spiking and not p.before_neurons
+        fed = not (p.analog or p.before_neurons)
         factor = spikes if fed else 1.0
         total = p.effective_macs + p.effective_acs
         met = min(spikes ** _POWERS.get(p.operands, 1), max(p.dense_macs / total, 1.0)) if fed and total else 1.0

@@ -28,9 +28,9 @@ def _operations(model: CostModel, network: Network, product: ProductCount) -> fl
     """
     if not network.spiking:
         return model.mac(network) * product.dense_macs / product.runs
-    if product.spiking or product.operands.startswith("integers"):
-        return model.pj["ac"] * product.effective_acs + model.pj["mac"] * product.effective_macs
-    return model.pj["mac"] * product.dense_macs
+    if product.analog:
+        return model.pj["mac"] * product.dense_macs
+    return model.pj["ac"] * product.effective_acs + model.pj["mac"] * product.effective_macs
 
 
 def _arithmetic(model: CostModel, network: Network) -> Layers:

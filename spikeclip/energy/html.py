@@ -125,7 +125,7 @@ def _headline(profile: Profile) -> str:
         ("mean firing rate", percent(profile.rate), "of neurons a step" if profile.neurons else "no neurons"),
         ("SynOps (ACs) a sample", interval(profile.acs), bound),
         ("MACs a sample, zeros skipped", interval(profile.macs), bound),
-        ("MACs a sample, dense", amount(profile.analog_macs), "of layers that no spikes feed: what is priced"),
+        ("MACs a sample, dense", amount(profile.analog_macs), "of layers that no spikes feed, as they are priced"),
         ("the same topology as an ANN", f"{amount(profile.ann_macs)} MACs", "run once, dense"),
         ("neurons", amount(sum(n.neurons for n in profile.neurons)), f"{amount(profile.updates)} updates a sample"),
         ("spikes a sample", amount(profile.spikes), ""),
