@@ -421,11 +421,12 @@ def test_neurons_of_ones_own_are_brought_to_rest():
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)])
 def test_inside_inference_mode_and_autocast(mode):
-    x = torch.rand(5, 3, 6, 6)
+    x, net = torch.rand(5, 3, 6, 6), small()
+    net[5] = nn.Linear(8 * 36, 10)
     with mode():
-        seen = profile(small(), x)
+        seen = profile(net, x)
     assert not seen.partial and [p.operands for p in seen.products] == ["analog x weights", "spikes x weights"]
-    assert [p.weights for p in seen.products] == [216, 2880] and seen.dense_macs == profile(small(), x).dense_macs
+    assert [p.weights for p in seen.products] == [216, 2880] and seen.dense_macs == profile(net, x).dense_macs
 
 
 def test_sums_of_spikes_are_told_and_priced_by_what_is_not_zero():
