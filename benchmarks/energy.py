@@ -5,7 +5,6 @@ Into results/energy.md, with the memory that it takes for few and for many image
 
 from __future__ import annotations
 
-import re
 import statistics
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+from memory import resident
 
 import spikeclip
 from spikeclip import SpikeCLIP
@@ -52,8 +52,7 @@ def overhead(name: str, images: int) -> str:
 def peak(images: int) -> float:
     """Megabytes that a fresh process has held at most after counting so many images, made one batch at a time."""
     profile(tower("spikeclip-demo"), (render(BATCH, seed=seed).images for seed in range(images // BATCH)), T=4)
-    status = Path("/proc/self/status").read_text()  # getrusage would tell the parent's, too
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e3
+    return resident("VmHWM") / 1e3  # getrusage would tell the parent's, too
 
 
 def main() -> None:

@@ -34,6 +34,11 @@ def saved_bytes(tower: torch.nn.Module, images: torch.Tensor) -> int:
     return sum(sizes.values())
 
 
+def resident(name: str) -> int:
+    """A figure in kB of /proc/self/status."""
+    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)).split()[1])
+
+
 def main() -> None:
     heads = ["", "spikeclip", *PEERS, "spikes that SpikingJelly's save", "the same inside PackedSavedSpikes"]
     lines = [

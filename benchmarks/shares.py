@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from conftest import cpu_name
+from memory import resident
 from rates import mean_rate, trained
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile, schedule
@@ -75,14 +76,9 @@ def peak(who: str) -> None:
     with torch.no_grad():
         model(images[:1])
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
         model(images)
-    print((_resident("VmHWM") - before) / 1e3)
-
-
-def _resident(name: str) -> int:
-    """A figure in kB of /proc/self/status."""
-    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)).split()[1])
+    print((resident("VmHWM") - before) / 1e3)
 
 
 def main() -> None:

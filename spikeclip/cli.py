@@ -232,9 +232,7 @@ def energy(
     from .training.data import load
 
     models = [cost_model(name) for name in cost or available()]
-    student = _saved(model, device)
-    if student.config.weights is not None:
-        raise ValueError(f"model must be one that learns; {model} was saved for inference, in {student.config.weights}")
+    student = _learning(model, device)
     images = load(data, root, split=split, image_size=student.visual.image_size, n=n)
     counted = profile(student, images, classes=images.classes, templates=images.templates)
     estimates = [estimate(counted, prices) for prices in models]
@@ -308,6 +306,14 @@ def _saved(model: str, device: str):
     return SpikeCLIP.from_pretrained(model).to(_device(device))
 
 
+def _learning(model: str, device: str):
+    """A saved model that learns. Raises ValueError for one made for inference."""
+    student = _saved(model, device)
+    if student.config.weights is not None:
+        raise ValueError(f"model must be one that learns; {model} was saved for inference, in {student.config.weights}")
+    return student
+
+
 def _asked(model: str, weights: str | None, device: str):
     """A saved model for questions alone; one that was saved so keeps its own weights."""
     student = _saved(model, device)
@@ -325,10 +331,7 @@ def _student(model: str, seed: int, device: str):
     from .models.config import available
 
     if model not in available() and not model.endswith(".json"):
-        student = _saved(model, device)
-        if student.config.weights is not None:
-            raise ValueError(f"model must be one that learns; {model} was saved for inference, in {student.config.weights}")
-        return student
+        return _learning(model, device)
     torch.manual_seed(seed)
     return SpikeCLIP.from_config(model).to(_device(device))
 

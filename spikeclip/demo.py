@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,8 +13,9 @@ from torch.utils.data import Subset, TensorDataset
 
 from . import figures
 from .energy import Estimate, Profile, estimate, profile
+from .energy.figures import firing_rates, save
+from .energy.files import whole
 from .models import SpikeCLIP, load_teacher
-from .nn import FiringRates
 from .ops._density import bf16_is_fast
 from .training import History, Settings, adapt_teacher, align_image, align_text, finetune
 from .training.compositions import LABELS, SEEN, TEMPLATES, UNSEEN, caption_corpus
@@ -117,18 +116,15 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0, device: str | torch.
     after_ce = tuned["CE alone"][1]
 
     sample = torch.stack([tests["seen"][i][0] for i in range(min(256, plan.test_images))]).to(device)
-    with FiringRates(final.visual) as watch, torch.no_grad():
-        final.eval().visual(sample)
-    rates = watch.rates()
-    counted = profile(final.visual, sample)
+    counted = profile(final.eval().visual, sample)
     energy = estimate(counted, "45nm-fp32")
     teacher_scores = score(teacher, class_vectors(teacher, LABELS, TEMPLATES))
     adapted_scores = score(adapted, class_vectors(adapted, LABELS, TEMPLATES))
 
     final.save_pretrained(out / "student")
-    _whole(out / "loss.png", lambda path: figures.loss_curves(histories, path))
-    _whole(out / "rates.png", lambda path: figures.firing_rates(rates, path))
-    _whole(out / "answers.png", lambda path: _answer_grid(final, vectors, tests, path))
+    whole(out / "loss.png", lambda path: figures.loss_curves(histories, path))
+    whole(out / "rates.png", lambda path: save(firing_rates(counted), path, "png"))
+    whole(out / "answers.png", lambda path: _answer_grid(final, vectors, tests, path))
     summary = {
         "chance": 1 / len(LABELS),
         "teacher_seen": teacher_scores["seen"],
@@ -145,7 +141,7 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0, device: str | torch.
         "finetuned_seen": after["seen"],
         "finetuned_unseen": after["unseen"],
         "finetuned_unseen_ce_only": after_ce["unseen"],
-        "firing_rate": sum(rate.mean().item() for rate in rates.values()) / len(rates),
+        "firing_rate": sum(neurons.rate for neurons in counted.neurons) / len(counted.neurons),
         "energy_snn_millijoules": energy.snn.millijoules,
         **{
             f"energy_{name.lower().replace(' ', '_')}_millijoules": baseline.energy.millijoules
@@ -153,7 +149,7 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0, device: str | torch.
         },
         "seconds": time.perf_counter() - started,
     }
-    _whole(out / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=1) + "\n"))
+    whole(out / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=1) + "\n"))
     table = {
         "chance": dict.fromkeys(tests, 1 / len(LABELS)),
         "teacher": teacher_scores,
@@ -162,20 +158,9 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0, device: str | torch.
         "student, fine-tuned with CE + KL": after,
         "student, fine-tuned with CE alone": after_ce,
     }
-    _print(
-        table, rates, _line(counted, energy), [n for h in histories.values() for n in h.silent_layers], summary["seconds"], out
-    )
+    silent = [name for history in histories.values() for name in history.silent_layers]
+    _print(table, counted, energy, silent, summary["seconds"], out)
     return summary
-
-
-def _whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file beside ``path`` and put it there once it is whole."""
-    half = path.with_name(f".half-{path.name}")
-    try:
-        write(half)
-        os.replace(half, path)
-    finally:
-        half.unlink(missing_ok=True)
 
 
 @torch.no_grad()
@@ -197,7 +182,7 @@ def _line(counted: Profile, energy: Estimate) -> str:
     )
 
 
-def _print(table: dict, rates: dict, energy: str, silent: list[str], seconds: float, out: Path) -> None:
+def _print(table: dict, counted: Profile, energy: Estimate, silent: list[str], seconds: float, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -211,8 +196,8 @@ def _print(table: dict, rates: dict, energy: str, silent: list[str], seconds: fl
     gain = table["student, fine-tuned with CE + KL"]["task"] - table["student, fine-tuned with CE alone"]["task"]
     verdict = "does better than" if gain > 0.02 else "does no better than" if gain > -0.02 else "does worse than"
     console.print(f"On the task the dual loss {verdict} cross-entropy alone ({100 * gain:+.1f} points, one seed).")
-    console.print("Firing rates: " + ", ".join(f"{name} {rate.mean().item():.1%}" for name, rate in rates.items()))
+    console.print("Firing rates: " + ", ".join(f"{neurons.name} {neurons.rate:.1%}" for neurons in counted.neurons))
     if silent:
         console.print(f"[red]Not one neuron fired at the start of training in: {', '.join(silent)}[/red]")
-    console.print(f"Energy estimate: {energy} {out / 'student'}.")
+    console.print(f"Energy estimate: {_line(counted, energy)} {out / 'student'}.")
     console.print(f"{seconds:.0f} s. Student, pictures and summary.json are in {out}/")

@@ -41,20 +41,3 @@ def answers(images: Tensor, labels: Sequence[str], tops: Sequence[str], certaint
         text = f"{tops[i]}\n{certainty[i]:.0%}" if right else f"{tops[i]}\nnot {labels[i]}"
         axes.set_title(text, fontsize=8, color="tab:green" if right else "tab:red")
     figure.savefig(path, dpi=120)
-
-
-def firing_rates(rates: dict[str, Tensor], path: Path) -> None:
-    """Heat map of firing rate in percent, layers by time-steps."""
-    figure = Figure(figsize=(6, 0.4 * len(rates) + 1.2), layout="constrained")
-    axes = figure.add_subplot()
-    grid = [[100 * value for value in rate.tolist()] for rate in rates.values()]
-    picture = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
-    axes.set_yticks(range(len(rates)), list(rates), fontsize=8)
-    axes.set_xticks(range(len(grid[0])), [f"t={t + 1}" for t in range(len(grid[0]))])
-    for y, row in enumerate(grid):
-        for x, value in enumerate(row):
-            colour = "black" if picture.norm(value) > 0.6 else "white"
-            axes.text(x, y, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=7)
-    axes.set_title("firing rate, % of neurons per step")
-    figure.colorbar(picture)
-    figure.savefig(path, dpi=120)

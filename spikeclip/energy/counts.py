@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .files import whole
+
 FORMAT = "spikeclip energy profile 1"
+
+
+def accumulates(operands: str) -> bool:
+    """Whether a product of such operands adds without multiplying: one is spikes, which are named first."""
+    return operands.startswith(("spikes", "signed spikes"))
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class ProductCount:
     @property
     def spiking(self) -> bool:
         """Whether every call had an operand of spikes."""
-        return self.operands.startswith(("spikes", "signed spikes"))
+        return accumulates(self.operands)
 
     @property
     def analog(self) -> bool:
@@ -243,7 +248,8 @@ class Profile:
 
     def save(self, path: str | Path) -> None:
         """Write JSON, whole or not at all."""
-        written(path, lambda file: json.dump(self.to_dict(), file, indent=1, allow_nan=False))
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        whole(path, lambda half: half.write_text(text, encoding="utf-8"))
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
@@ -256,12 +262,13 @@ class Profile:
     def save_csv(self, path: str | Path) -> None:
         """Write one row a product, neuron layer and other op, and step: what ran when, and what it cost in operations."""
 
-        def write(file) -> None:
-            writer = csv.DictWriter(file, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(self._rows())
+        def write(half: Path) -> None:
+            with half.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, _COLUMNS)
+                writer.writeheader()
+                writer.writerows(self._rows())
 
-        written(path, write)
+        whole(path, write)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for p in self.products:
@@ -303,17 +310,3 @@ def _built(kind: type, values: dict[str, Any]):
     made = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     means = {key: Mean(**value) for key, value in made.items() if isinstance(value, dict)}
     return kind(**{**made, **means})
-
-
-def written(path: str | Path, write: Callable) -> None:
-    """Let ``write`` fill an open text file beside ``path``, and put it there once it is whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, half = tempfile.mkstemp(dir=path.parent, prefix=f".half-{path.name}")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            write(file)
-        os.chmod(half, 0o644)
-        os.replace(half, path)
-    finally:
-        Path(half).unlink(missing_ok=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .cost import CostModel, Energy, Network, baselines, cost_model
-from .counts import Mean, ProductCount, Profile, written
+from .counts import Mean, ProductCount, Profile
+from .files import whole
 from .formulas import by_layer, energy
 
 STEPS = (1, 2, 4, 8, 16)
@@ -74,7 +75,8 @@ def save_json(
         "estimates": [asdict(part) for part in estimates],
         "measured": {name: asdict(part) for name, part in (measured or {}).items()},
     }
-    written(path, lambda file: json.dump(content, file, indent=1, allow_nan=False))
+    text = json.dumps(content, indent=1, allow_nan=False)
+    whole(path, lambda half: half.write_text(text, encoding="utf-8"))
 
 
 def estimate(profile: Profile, model: str | Path | CostModel = "45nm-fp32") -> Estimate:
@@ -86,10 +88,8 @@ def estimate(profile: Profile, model: str | Path | CostModel = "45nm-fp32") -> E
     prices = cost_model(model)
     layers = by_layer(prices, Network(profile))
     snn = sum((part for _, part in layers), Energy())
-    compared = {
-        name: Baseline(energy(prices, network), _break_even(prices, profile, energy(prices, network).total))
-        for name, network in baselines(profile).items()
-    }
+    spent = {name: energy(prices, network) for name, network in baselines(profile).items()}
+    compared = {name: Baseline(budget, _break_even(prices, profile, budget.total)) for name, budget in spent.items()}
     return Estimate(
         prices.name,
         prices.title,

@@ -11,8 +11,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from .counts import Profile, written
+from .counts import Profile
 from .estimate import Estimate
+from .files import whole
 from .table import break_even, checked, who
 from .units import amount, digits, percent, ratio, size, unit
 
@@ -247,13 +248,13 @@ def save_pngs(profile: Profile, estimates: Sequence[Estimate], folder: str | Pat
         figures |= {f"text-{name}": figure for name, figure in of_counts(profile.text).items()}
     paths = [Path(folder) / f"{name}.png" for name in figures]
     for path, figure in zip(paths, figures.values(), strict=True):
-        written(path, lambda file, figure=figure: save(figure, file.buffer, "png"))
+        whole(path, lambda half, figure=figure: save(figure, half, "png"))
     return paths
 
 
 @drawn
 def save(figure: Figure, file, kind: str) -> None:
-    """Draw into a binary file: ``png`` on white, ``svg`` on nothing, with the same ids each time."""
+    """Draw into a file, by path or open for bytes: ``png`` on white, ``svg`` on nothing, with the same ids each time."""
     if kind == "png":
         figure.savefig(file, format="png", dpi=130, facecolor="white")
     else:

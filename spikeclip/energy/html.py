@@ -13,9 +13,10 @@ from xml.etree import ElementTree
 from matplotlib.figure import Figure
 
 from .cost import Energy
-from .counts import OtherCount, Profile, written
+from .counts import OtherCount, Profile
 from .estimate import Estimate
 from .figures import INK, of_counts, of_estimates, save
+from .files import whole
 from .table import PARTIAL, break_even, checked, named, notes, who
 from .units import NONE, amount, digits, interval, percent, ratio, size, unit
 
@@ -78,7 +79,7 @@ def save_html(
         ValueError: no estimates, or one of another profile.
     """
     page = _page(profile, checked(profile, estimates), measured or {})
-    written(path, lambda file: file.buffer.write(page.encode()))
+    whole(path, lambda half: half.write_text(page, encoding="utf-8"))
 
 
 def _page(profile: Profile, estimates: tuple[Estimate, ...], measured: Mapping[str, Measurement]) -> str:

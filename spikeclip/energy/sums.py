@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .counts import Mean, NeuronCount, OtherCount, ProductCount, Profile
+from .counts import Mean, NeuronCount, OtherCount, ProductCount, Profile, accumulates
 from .products import Call
 from .watch import Fired, Seen
 
@@ -101,7 +101,7 @@ class Sums:
         sums.nonzeros.add(nonzeros)
         sums.effective.add(effective)
         for call in calls:
-            spiking = call.operands.startswith(("spikes", "signed spikes"))
+            spiking = accumulates(call.operands)
             total = call.effective.sum(0, keepdim=True).cpu()
             (acs if spiking else macs).add_(total)
             sums.acs += float(total.sum()) if spiking else 0.0

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from html import escape, unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -281,7 +282,7 @@ def test_pngs_are_pictures_and_are_written_whole_or_not_at_all(tiny, tmp_path, m
     before = {path: path.read_bytes() for path in paths}
 
     def breaks(self, file, **options):
-        file.write(b"half")
+        Path(file).write_bytes(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", breaks)
