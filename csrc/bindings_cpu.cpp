@@ -16,6 +16,7 @@
 #include "cpu/spike_conv2d.h"
 #include "cpu/spike_lif.h"
 #include "cpu/spike_matmul.h"
+#include "cpu/winograd.h"
 
 namespace py = pybind11;
 using namespace spikeclip;
@@ -39,6 +40,7 @@ struct Isa {
   void (*spike_matmul_grad)(const SpikeMatmulGrad&);
   void (*spike_conv2d)(const SpikeConv2d&);
   void (*spike_conv2d_grad)(const SpikeConv2dGrad&);
+  void (*winograd_gradient)(const WinogradGradient&);
   void (*spike_lif)(const SpikeLif&);
   void (*spike_attention)(const SpikeAttention&);
   void (*spike_attention_grad)(const SpikeAttentionGrad&);
@@ -49,8 +51,8 @@ struct Isa {
   {                                                                                                                \
     #isa, supported, isa::lif_forward, isa::lif_backward, isa::bn_stats, isa::bn_lif_backward, isa::max_pool,       \
         isa::max_pool_grad, isa::pack, isa::unpack, isa::count, isa::tile_weights, isa::spike_matmul,              \
-        isa::spike_matmul_grad, isa::spike_conv2d, isa::spike_conv2d_grad, isa::spike_lif, isa::spike_attention,   \
-        isa::spike_attention_grad, isa::spike_attention_lif                                                        \
+        isa::spike_matmul_grad, isa::spike_conv2d, isa::spike_conv2d_grad, isa::winograd_gradient, isa::spike_lif,  \
+        isa::spike_attention, isa::spike_attention_grad, isa::spike_attention_lif                                  \
   }
 
 // Widest last.
@@ -244,6 +246,16 @@ void spike_conv2d_grad(uintptr_t words, const Conv2dShape& shape, int64_t channe
       {conv2d(shape), at<uint32_t>(words), channels, columns, at<void>(dy), Dtype(dy_dtype), at<float>(dw), threads});
 }
 
+// Of a 3x3 convolution of stride 1
+void winograd_gradient(uintptr_t dy, const Conv2dShape& shape, int64_t channels, int64_t columns, uintptr_t w, uintptr_t dx,
+                       int threads) {
+  const Conv2d s = conv2d(shape);
+  check_sizes(s.batch * s.height * s.width, channels * columns, threads);
+  prefer_huge_pages(at<void>(dx), s.batch * s.height * s.width * channels * 4);
+  current.winograd_gradient({s.batch, s.height, s.width, channels, s.out_height, s.out_width, columns, s.pad_height, s.pad_width,
+                             at<float>(dy), at<float>(w), at<float>(dx), threads});
+}
+
 // `pool`: size, stride, padding, height and width of what it leaves
 void spike_lif(uintptr_t words, int64_t steps, const Conv2dShape& shape, bool convolution, int64_t channels, int kind,
                int64_t columns, uintptr_t weights, uintptr_t scale, uintptr_t bias, const std::array<int64_t, 5>& pool,
@@ -308,6 +320,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("spike_matmul_grad", &spike_matmul_grad, no_gil);
   m.def("spike_conv2d", &spike_conv2d, no_gil);
   m.def("spike_conv2d_grad", &spike_conv2d_grad, no_gil);
+  m.def("winograd_gradient", &winograd_gradient, no_gil);
   m.def("spike_lif", &spike_lif, no_gil);
   m.def("spike_attention", &spike_attention, no_gil);
   m.def("spike_attention_grad", &spike_attention_grad, no_gil);

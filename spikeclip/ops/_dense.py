@@ -37,3 +37,15 @@ def conv2d_input_gradient(
     absent = dy.new_empty(1).expand(shape)
     options = ([0], list(stride), list(padding), [1, 1], False, [0, 0], 1, (True, False, False))
     return torch.ops.aten.convolution_backward(dy.contiguous(memory_format=torch.channels_last), absent, w, *options)[0]
+
+
+def winograd_pays(w: Tensor, dy: Tensor, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> bool:
+    """Whether the C++ extension's Winograd makes this input gradient, and faster than oneDNN (which has bfloat16's own).
+
+    Measured on AMD CPUs with AVX-512: it is as fast at 32 channels, 128 tiles of 4x4 pixels and three quarters of these
+    inside the image, and twice as fast from 64 channels and 500 tiles on.
+    """
+    if dy.dtype != torch.float32 or tuple(w.shape[2:]) != (3, 3) or tuple(stride) != (1, 1) or max(padding) > 2:
+        return False
+    tiles = dy.shape[0] * -(-size[0] // 4) * -(-size[1] // 4)
+    return min(w.shape[:2]) >= 32 and tiles >= 128 and dy.shape[0] * size[0] * size[1] >= 12 * tiles

@@ -162,6 +162,16 @@ class NativeCpu(Native):
             )
         return dw.permute(3, 2, 0, 1).contiguous()
 
+    def conv3x3_gradient(self, w, dy, size, padding):
+        """As ``conv2d_input_gradient`` in ``_dense``, in float32, for 3x3 windows of stride 1 and a padding of at most 2."""
+        w = w.contiguous(memory_format=torch.channels_last)
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        batch, (columns, channels) = dy.shape[0], w.shape[:2]
+        dx = dy.new_empty((batch, *size, channels))
+        shape = [batch, *size, *dy.shape[2:], 3, 3, 1, 1, *padding]
+        self._ext.winograd_gradient(dy.data_ptr(), shape, channels, columns, w.data_ptr(), dx.data_ptr(), self._context(dy))
+        return dx.permute(0, 3, 1, 2)
+
     def spike_lif(self, words, channels, w, bias, window, pool, add, currents, tau, v_threshold, v_reset, decay_input, out):
         """Into ``out``, the words of the neurons behind a product, or with ``window``, (stride, padding), a convolution."""
         steps, columns = words.shape[0], w.shape[1 if window is None else 0]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
-from ._dense import conv2d_input_gradient
+from ._dense import conv2d_input_gradient, winograd_pays
 from ._density import dense_dtype
 from ._dtypes import compute_dtype
 from .packed import PackedSpikes, pack, word_count
@@ -25,6 +25,7 @@ _library.define(
     "spike_conv2d_dw(Tensor words, SymInt channels, Tensor dy, "
     "SymInt[] kernel, SymInt[] stride, SymInt[] padding, str backend) -> Tensor"
 )
+_library.define("spike_conv2d_ds(Tensor w, Tensor dy, SymInt[] size, SymInt[] stride, SymInt[] padding, str backend) -> Tensor")
 
 
 def spike_conv2d(
@@ -39,7 +40,9 @@ def spike_conv2d(
     """``torch.nn.functional.conv2d`` for spikes ``s``, differentiable in ``s``, ``w`` and ``bias``.
 
     How it computes, what ``auto`` chooses, dtypes and the binary contract are those of :func:`spike_matmul`. Spikes are packed
-    along the channels, so channels-last inputs are read fastest.
+    along the channels, so channels-last inputs are read fastest. The gradient of ``s`` is a dense convolution; on the CPU, in
+    float32, large ones of 3x3 windows and stride 1 are made by Winograd's F(4x4, 3x3) (Lavin and Gray 2016, arXiv 1509.09308),
+    in a quarter of the multiplications, with about six times the rounding error of a direct sum (10^-6 of its size).
 
     Args:
         s: spikes ``[B, C, H, W]``, zeros and ones; or :class:`PackedSpikes` of shape ``[B, H, W, C]``, channels last.
@@ -71,7 +74,7 @@ def spike_conv2d(
     _backends.check_name(backend)
     y = _spike_conv2d(source, channels, values, scale, tiles, bias, stride, padding, False, None, backend)[0]
     if packed and s.requires_grad and torch.is_grad_enabled():
-        return _ToEdge.apply(y, s.edge, w.dequantize() if isinstance(w, SpikeWeights) else w.detach(), stride, padding)
+        return _ToEdge.apply(y, s.edge, w.dequantize() if isinstance(w, SpikeWeights) else w.detach(), stride, padding, backend)
     return y
 
 
@@ -121,6 +124,14 @@ def _dw(words, channels, dy, kernel, stride, padding, backend):
     return functions.spike_conv2d_dw(words, channels, dy, tuple(kernel), tuple(stride), tuple(padding))
 
 
+def _ds(w, dy, size, stride, padding, backend):
+    w = w.to(dy.dtype)
+    name = _backends.chosen(backend, dy.device.type, dy.dtype)
+    if name == "cpu" and winograd_pays(w, dy, size, stride, padding):
+        return _backends.functions(backend, dy.device.type, dy.dtype).conv3x3_gradient(w, dy, tuple(size), tuple(padding))
+    return conv2d_input_gradient((dy.shape[0], w.shape[1], *size), w, dy, stride, padding)
+
+
 def _fwd_fake(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend):
     size = s.shape[1:3] if s.dtype == torch.int32 else s.shape[2:]
     out = out_size(size, w.shape[2:], stride, padding)
@@ -132,6 +143,10 @@ def _dw_fake(words, channels, dy, kernel, stride, padding, backend):
     return dy.new_empty((dy.shape[1], channels, *kernel), dtype=compute_dtype(dy))
 
 
+def _ds_fake(w, dy, size, stride, padding, backend):
+    return dy.new_empty((dy.shape[0], *size, w.shape[1])).permute(0, 3, 1, 2)
+
+
 class _SpikeConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend):
@@ -140,7 +155,7 @@ class _SpikeConv2d(torch.autograd.Function):
         with below_autograd():
             y, words = _spike_conv2d(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend)
         ctx.save_for_backward((s if packed else words) if w.requires_grad else None, w if s.requires_grad else None)
-        ctx.options = (channels, s.shape, s.dtype, w.shape[2:], w.dtype, None if bias is None else bias.dtype)
+        ctx.options = (channels, s.shape[2:], s.dtype, w.shape[2:], w.dtype, None if bias is None else bias.dtype)
         ctx.geometry = (stride, padding, backend)
         ctx.mark_non_differentiable(words)
         ctx.set_materialize_grads(False)
@@ -151,12 +166,12 @@ class _SpikeConv2d(torch.autograd.Function):
         if dy is None:
             return (None,) * 11
         words, w = ctx.saved_tensors
-        channels, shape, s_dtype, kernel, w_dtype, bias_dtype = ctx.options
+        channels, size, s_dtype, kernel, w_dtype, bias_dtype = ctx.options
         stride, padding, backend = ctx.geometry
         wants_s, _, wants_w, _, _, wants_bias = ctx.needs_input_grad[:6]
         ds = dw = None
         if wants_s:
-            ds = conv2d_input_gradient(shape, w, dy, stride, padding).to(s_dtype)
+            ds = _spike_conv2d_ds(w, dy, size, stride, padding, backend).to(s_dtype)
         if wants_w:
             dw = _spike_conv2d_dw(words, channels, dy, kernel, stride, padding, backend).to(w_dtype)
         dbias = dy.sum((0, 2, 3)).to(bias_dtype) if wants_bias else None
@@ -167,17 +182,17 @@ class _ToEdge(torch.autograd.Function):
     """A convolution as it is, whose backward pass sends packed spikes their gradient."""
 
     @staticmethod
-    def forward(ctx, y, edge, w, stride, padding):
+    def forward(ctx, y, edge, w, stride, padding, backend):
         ctx.save_for_backward(w)
-        ctx.options = (edge.shape, edge.dtype, stride, padding)
+        ctx.options = (edge.shape[1:3], edge.dtype, stride, padding, backend)
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx, dy):
         (w,) = ctx.saved_tensors
-        (batch, *size, channels), dtype, stride, padding = ctx.options
-        ds = conv2d_input_gradient((batch, channels, *size), w, dy, stride, padding)
-        return dy, ds.permute(0, 2, 3, 1).to(dtype), None, None, None
+        size, dtype, stride, padding, backend = ctx.options
+        ds = _spike_conv2d_ds(w, dy, size, stride, padding, backend)
+        return dy, ds.permute(0, 2, 3, 1).to(dtype), None, None, None, None
 
 
 def _autocast(device_type: str):
@@ -194,13 +209,15 @@ def _autocast(device_type: str):
 
 _spike_conv2d = torch.ops.spikeclip.spike_conv2d.default
 _spike_conv2d_dw = torch.ops.spikeclip.spike_conv2d_dw.default
+_spike_conv2d_ds = torch.ops.spikeclip.spike_conv2d_ds.default
 for _device in ("CPU", "CUDA"):
     _library.impl("spike_conv2d", _fwd, _device)
     _library.impl("spike_conv2d_dw", _dw, _device)
+    _library.impl("spike_conv2d_ds", _ds, _device)
     _library.impl("spike_conv2d", _autocast(_device.lower()), f"Autocast{_device}")
 _library.impl("spike_conv2d", with_autograd(_SpikeConv2d, _spike_conv2d), "Autograd")
-_library.impl(
-    "spike_conv2d_dw", with_autograd(no_second_derivative("spike_conv2d", _spike_conv2d_dw), _spike_conv2d_dw), "Autograd"
-)
+for _name, _op in (("spike_conv2d_dw", _spike_conv2d_dw), ("spike_conv2d_ds", _spike_conv2d_ds)):
+    _library.impl(_name, with_autograd(no_second_derivative("spike_conv2d", _op), _op), "Autograd")
 torch.library.register_fake("spikeclip::spike_conv2d", _fwd_fake, lib=_library)
 torch.library.register_fake("spikeclip::spike_conv2d_dw", _dw_fake, lib=_library)
+torch.library.register_fake("spikeclip::spike_conv2d_ds", _ds_fake, lib=_library)

@@ -1,0 +1,29 @@
+// The gradient of the image that a 3x3 convolution of stride 1 has read, on the CPU; all images are channels-last.
+#pragma once
+
+#include <stdint.h>
+
+namespace spikeclip {
+
+struct WinogradGradient {
+  int64_t batch, height, width, channels;  // of dx
+  int64_t out_height, out_width, columns;  // of dy
+  int64_t pad_height, pad_width;           // of the convolution, at most 2
+  const float* dy;                         // [batch, out_height, out_width, columns]
+  const float* w;                          // [columns, 3, 3, channels]
+  float* dx;                               // [batch, height, width, channels]
+  int threads;
+};
+
+#define SPIKECLIP_DECLARE(isa)                           \
+  namespace isa {                                        \
+  void winograd_gradient(const WinogradGradient& call);  \
+  }
+SPIKECLIP_DECLARE(baseline)
+#if defined(__x86_64__)
+SPIKECLIP_DECLARE(avx2)
+SPIKECLIP_DECLARE(avx512)
+#endif
+#undef SPIKECLIP_DECLARE
+
+}  // namespace spikeclip
