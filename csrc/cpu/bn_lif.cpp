@@ -47,7 +47,7 @@ void backward(const BnLifBackward& c) {
   const LifParams& p = c.params;
   const Recompute recompute = recompute_for(p);
   const int64_t n = c.rows * c.channels;
-  const int64_t block = std::clamp<int64_t>(8192 / c.steps / kMinBlock * kMinBlock, kMinBlock, kMaxBlock);
+  const int64_t block = backward_block(c.steps);
   const int64_t segment = std::min(c.channels, block), rows_each = std::max<int64_t>(1, block / c.channels);
   const int64_t parts = std::min(kParts, c.rows);
   std::vector<double> sums(c.sums == nullptr ? 0 : static_cast<size_t>(parts * 2 * c.channels));

@@ -76,8 +76,7 @@ template <Surrogate kind, bool soft_reset, bool detach_reset>
 void backward(const LifBackward& c) {
   const LifParams& p = c.params;
   const Recompute recompute = recompute_for(p);
-  // 32 KiB of h per block where T allows it.
-  const int64_t block = std::clamp<int64_t>(8192 / c.steps / kMinBlock * kMinBlock, kMinBlock, kMaxBlock);
+  const int64_t block = backward_block(c.steps);
   const int64_t blocks = (c.n + block - 1) / block;
 #pragma omp parallel num_threads(team(c.threads, c.steps * c.n))
   {
