@@ -23,6 +23,11 @@ void each_place(const PoolShape& s, int64_t out_row, int64_t out_column, Visit v
     }
 }
 
+// The first window that a row or column of the image lies in.
+int64_t first_window(const PoolShape& s, int64_t place) {
+  return std::max<int64_t>(0, (place + s.padding - s.size) / s.stride + (place + s.padding >= s.size));
+}
+
 }  // namespace
 
 void max_pool(const MaxPool& c) {
@@ -67,39 +72,40 @@ void max_pool(const MaxPool& c) {
     }
 }
 
+// A pixel gathers from the windows that it lies in, so that dx is written once.
 void max_pool_grad(const MaxPoolGrad& c) {
   const PoolShape& s = c.shape;
-  const int64_t size = s.height * s.width * s.channels;
 #pragma omp parallel num_threads(c.threads)
   {
-    std::vector<float> whole(c.dtype == Dtype::f32 ? 0 : static_cast<size_t>(size));
-    std::vector<float> x_buffer(static_cast<size_t>(s.channels)), d_buffer(static_cast<size_t>(s.channels));
-#pragma omp for schedule(static)
-    for (int64_t image = 0; image < s.images; ++image) {
-      float* dx = row_to_write(c.dx, c.dtype, image * size, whole.data());
-      if (c.factors == nullptr) {
-        std::fill(dx, dx + size, 0.0f);
-      } else {
-        const float *b = c.factors, *constant = b + s.channels;
-        for (int64_t at = 0; at < size; at += s.channels) {
-          const float* x = load_row(c.x, c.dtype, image * size + at, s.channels, x_buffer.data());
+    std::vector<float> row_buffer(static_cast<size_t>(s.channels)), x_buffer(row_buffer), d_buffer(row_buffer);
+#pragma omp for schedule(static) collapse(2)
+    for (int64_t image = 0; image < s.images; ++image)
+      for (int64_t row = 0; row < s.height; ++row) {
+        const int64_t row_end = std::min(s.out_height, (row + s.padding) / s.stride + 1);
+        for (int64_t column = 0; column < s.width; ++column) {
+          const int64_t column_end = std::min(s.out_width, (column + s.padding) / s.stride + 1);
+          const int64_t at = ((image * s.height + row) * s.width + column) * s.channels;
+          float* dx = row_to_write(c.dx, c.dtype, at, row_buffer.data());
+          if (c.factors == nullptr) {
+            std::fill(dx, dx + s.channels, 0.0f);
+          } else {
+            const float *b = c.factors, *constant = b + s.channels;
+            const float* x = load_row(c.x, c.dtype, at, s.channels, x_buffer.data());
 #pragma omp simd
-          for (int64_t i = 0; i < s.channels; ++i) dx[at + i] = b[i] * x[i] + constant[i];
+            for (int64_t i = 0; i < s.channels; ++i) dx[i] = b[i] * x[i] + constant[i];
+          }
+          for (int64_t out_row = first_window(s, row); out_row < row_end; ++out_row)
+            for (int64_t out_column = first_window(s, column); out_column < column_end; ++out_column) {
+              const int64_t from = ((image * s.out_height + out_row) * s.out_width + out_column) * s.channels;
+              const int64_t down = row - (out_row * s.stride - s.padding), right = column - (out_column * s.stride - s.padding);
+              const float* d = load_row(c.dvalues, c.dtype, from, s.channels, d_buffer.data());
+              const uint8_t number = static_cast<uint8_t>(down * s.size + right), *index = c.index + from;
+#pragma omp simd
+              for (int64_t i = 0; i < s.channels; ++i) dx[i] += index[i] == number ? d[i] : 0.0f;
+            }
+          store_row(c.dx, c.dtype, at, s.channels, dx);
         }
       }
-      for (int64_t out_row = 0; out_row < s.out_height; ++out_row)
-        for (int64_t out_column = 0; out_column < s.out_width; ++out_column) {
-          const int64_t from = ((image * s.out_height + out_row) * s.out_width + out_column) * s.channels;
-          const float* d = load_row(c.dvalues, c.dtype, from, s.channels, d_buffer.data());
-          each_place(s, out_row, out_column, [&](int64_t place, int64_t row, int64_t column) {
-            float* to = dx + (row * s.width + column) * s.channels;
-            const uint8_t number = static_cast<uint8_t>(place), *index = c.index + from;
-#pragma omp simd
-            for (int64_t i = 0; i < s.channels; ++i) to[i] += index[i] == number ? d[i] : 0.0f;
-          });
-        }
-      store_row(c.dx, c.dtype, image * size, size, dx);
-    }
   }
 }
 

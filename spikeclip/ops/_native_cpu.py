@@ -212,12 +212,13 @@ class NativeCpu(Native):
 
     def spike_attention_bwd(self, dy, q, k, v, channels, num_heads, scale):
         images, tokens = q.shape[:2]
-        dq, dk, dv = (dy.new_zeros((images, words.shape[1], channels)) for words in (q, k, v))
-        if dq.numel() and dk.numel():
-            self._ext.spike_attention_grad(
-                [q.data_ptr(), k.data_ptr(), v.data_ptr()], [images, tokens, k.shape[1], channels, num_heads], scale,
-                dy.data_ptr(), DTYPE[dy.dtype], [dq.data_ptr(), dk.data_ptr(), dv.data_ptr()], self._context(q),
-            )  # fmt: skip
+        dq, dk, dv = (dy.new_empty((images, words.shape[1], channels)) for words in (q, k, v))
+        if not (dq.numel() and dk.numel()):
+            return dq.zero_(), dk.zero_(), dv.zero_()
+        self._ext.spike_attention_grad(
+            [q.data_ptr(), k.data_ptr(), v.data_ptr()], [images, tokens, k.shape[1], channels, num_heads], scale,
+            dy.data_ptr(), DTYPE[dy.dtype], [dq.data_ptr(), dk.data_ptr(), dv.data_ptr()], self._context(q),
+        )  # fmt: skip
         return dq, dk, dv
 
 
