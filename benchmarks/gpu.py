@@ -2,8 +2,10 @@
 
 Installs the sources in place (with ``--wheels``, first the wheels of a folder as they are), runs the op tests on every backend
 of the device, times the cases against the peers that are installed, and writes gpu.json and gpu.md into ``benchmarks/results``
-and, with ``--out``, there, with all output in gpu.log. Needs torch, triton, nvcc, setuptools, pybind11, ninja, pytest and
-pytest-benchmark. Exit code 2 without a CUDA device, 1 when the build or a test fails: no speed is measured on a red test.
+and, with ``--out``, there, with all output in gpu.log. Cases come in order of worth and are kept file by file; what has not
+ended after ``--minutes`` is cut off, and said to be. Needs torch, triton, nvcc, setuptools, pybind11, ninja, pytest and
+pytest-benchmark. Exit code 2 without a CUDA device, 1 when the build, a test or a benchmark fails or runs out of time: no speed
+is measured on a red test.
 """
 
 from __future__ import annotations
@@ -14,39 +16,56 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-MEASURE = "from run import keep, measure; keep('gpu', [measure('CUDA', {}, ['test_*.py'], ['--benchmark-max-time=0.5'])])"
-TESTS = ("-m", "pytest", "-q", "--tb=short", "--maxfail=40", "tests/ops", "-k", "not in_its_interpreter")
+CASES = ("test_towers_gpu.py", "test_spikes_gpu.py", "test_lif.py", "test_towers.py", "test_spikes.py")
+MEASURE = "import sys; from run import add; add('gpu', 'CUDA', {}, sys.argv[1:], ['--benchmark-max-time=0.5'])"
+TESTS = ("-m", "pytest", "-q", "--tb=short", "--maxfail=40", "-k", "not in_its_interpreter")
 
 
-def run(log: TextIO, what: str, *command: str, folder: Path = ROOT, **settings: str) -> None:
-    """One step, its output shown and written to ``log``; a step that fails ends the run."""
-    started = time.perf_counter()
+class Steps:
+    """Steps of the whole run, each a Python command, their output shown and written to ``log``."""
 
-    def say(line: str) -> None:
-        print(line, end="", flush=True)
-        log.write(line)
-        log.flush()
+    def __init__(self, log: TextIO, minutes: float):
+        self.log, self.end, self.failed = log, time.monotonic() + 60 * minutes, False
 
-    say(f"== {what}\n")
-    command, environment = [sys.executable, *command], {**os.environ, **settings}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as process:
-        for line in process.stdout:
-            say(line)
-    say(f"== {what}: exit code {process.returncode}, {time.perf_counter() - started:.0f} s\n")
-    if process.returncode:
-        sys.exit(1)
+    def say(self, text: str) -> None:
+        print(text, end="", flush=True)
+        self.log.write(text)
+        self.log.flush()
+
+    def run(self, what: str, commands: Iterable[tuple[str, ...]], folder: Path = ROOT, **settings: str) -> bool:
+        """Whether all commands, which run at once, end well and in time; what each prints comes when it ends."""
+        started, left = time.monotonic(), self.end - time.monotonic()
+        if left <= 0:
+            self.say(f"== {what}: left out, no time left\n")
+            self.failed = True
+            return False
+        options = {"cwd": folder, "env": {**os.environ, **settings}, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        running = [subprocess.Popen([sys.executable, *command], text=True, **options) for command in commands]
+        well = True
+        for process in running:
+            try:
+                text = process.communicate(timeout=max(1.0, self.end - time.monotonic()))[0]
+            except subprocess.TimeoutExpired:
+                process.kill()
+                text = process.communicate()[0] + "== cut off: no time left\n"
+            self.say(text)
+            well &= process.returncode == 0
+        self.say(f"== {what}: {'done' if well else 'FAILED'}, {time.monotonic() - started:.0f} s\n")
+        self.failed |= not well
+        return well
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--wheels", type=Path)
+    parser.add_argument("--minutes", type=float, default=9.0)
     given = parser.parse_args()
     wheels = sorted(map(str, given.wheels.glob("*.whl"))) if given.wheels else []
     if given.wheels and not wheels:
@@ -62,15 +81,20 @@ def main() -> None:
     install = ("-m", "pip", "install", "-q", "--no-deps", "--no-index")
     given.out.mkdir(parents=True, exist_ok=True)
     with open(given.out / "gpu.log", "w") as log:
-        if wheels:
-            run(log, "carried wheels", *install, *wheels)
-        run(log, "build", *install, "--no-build-isolation", "-e", str(ROOT), SPIKECLIP_CUDA="1", SPIKECLIP_CUDA_ARCHS=arch)
-        run(log, "what was built", "-c", "from spikeclip.ops._backends import built; print(*built(), sep='\\n')")
-        run(log, "op tests", *TESTS)
-        run(log, "benchmarks", "-c", MEASURE, folder=HERE)
-    if given.out != HERE / "results":
-        for name in ("gpu.json", "gpu.md"):
-            shutil.copy(HERE / "results" / name, given.out)
+        steps = Steps(log, given.minutes)
+        ready = not wheels or steps.run("carried wheels", [(*install, *wheels)])
+        build = (*install, "--no-build-isolation", "-e", str(ROOT))
+        ready = ready and steps.run("build", [build], SPIKECLIP_CUDA="1", SPIKECLIP_CUDA_ARCHS=arch)
+        tell = ("-c", "from spikeclip.ops._backends import built; print(*built(), sep='\\n')")
+        files = [*sorted(ROOT.glob("tests/ops/test_*.py")), ROOT / "tests/models/test_inference.py"]
+        if ready and steps.run("what was built", [tell]) and steps.run("tests", [(*TESTS, str(file)) for file in files]):
+            for name in ("gpu.json", "gpu.md"):
+                (HERE / "results" / name).unlink(missing_ok=True)
+            for case in CASES:
+                if steps.run(case, [("-c", MEASURE, case)], HERE) and given.out != HERE / "results":
+                    for name in ("gpu.json", "gpu.md"):
+                        shutil.copy(HERE / "results" / name, given.out)
+    sys.exit(steps.failed)
 
 
 if __name__ == "__main__":

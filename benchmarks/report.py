@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 
@@ -48,6 +49,8 @@ def table(runs: list[dict]) -> str:
         heads = [f"{run['allocator']}, ms | {ratio}" for run in runs]
         saves = any("saved_megabytes" in row for row in rows[0])
         heads += ["kept for backward, MB"] if saves else []
+        peaks = any("peak_megabytes" in row for row in rows[0])
+        heads += ["most memory at once, MB"] if peaks else []
         answers = any("images" in row for row in rows[0])
         heads += ["images a second | M SynOps an image | G SynOps a second"] if answers else []
         roofs = any("roof" in row for row in rows[0])
@@ -60,17 +63,18 @@ def table(runs: list[dict]) -> str:
             cells = [who + (f", {dtype}" if several else "") + (f", {density:.0%} firing" if _varies(name, names) else "")]
             for run in rows:
                 mine = next((row["median_ms"] for row in run if _name(row) == name), None)
-                base = min(row["median_ms"] for row in run if _is_base(row, against))
+                base = min((row["median_ms"] for row in run if _is_base(row, against)), default=math.nan)
                 ratio = None if mine is None else base / mine if against else mine / base
                 cells += ["-", "-"] if mine is None else [f"{mine:.3g}", f"{ratio:.2f}"]
+            for wanted, key in ((saves, "saved_megabytes"), (peaks, "peak_megabytes")):
+                if wanted:
+                    figure = next((row.get(key) for row in rows[0] if _name(row) == name), None)
+                    cells.append("-" if figure is None else f"{figure:.0f}")
             if answers:
                 cells += _throughput(next(row for row in rows[0] if _name(row) == name))
             if roofs:
                 row = next(row for row in rows[0] if _name(row) == name)
                 cells += [f"{row['roof']:.0%}" if "roof" in row else "-", f"{row['memory'] / 1e6:.1f}"]
-            if saves:
-                kept = next((row.get("saved_megabytes") for row in rows[0] if _name(row) == name), None)
-                cells.append("-" if kept is None else f"{kept:.0f}")
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)

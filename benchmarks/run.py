@@ -46,6 +46,14 @@ def keep(name: str, runs: list[dict]) -> str:
     return head + text
 
 
+def add(name: str, allocator: str, settings: dict[str, str], cases: list[str], extra: list[str]) -> None:
+    """Measure, and keep the rows behind those that results/<name>.json has."""
+    run, file = measure(allocator, settings, cases, extra), HERE / "results" / f"{name}.json"
+    if file.exists():
+        run["rows"] = json.loads(file.read_text())[0]["rows"] + run["rows"]
+    keep(name, [run])
+
+
 def main() -> None:
     wanted = sys.argv[1:] or ["ops", "towers"]
     if unknown := set(wanted) - {"ops", "towers"}:

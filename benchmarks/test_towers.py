@@ -11,7 +11,7 @@ from memory import saved_bytes
 from peers import Missing
 from rates import fire_at, fresh, mean_rate, trained
 from torch.nn import functional as F
-from towers import ANSWERING, TRAINING
+from towers import ANSWERING, TRAINING, check_same_network
 
 from spikeclip.energy import profile
 from spikeclip.training.compositions import render
@@ -49,14 +49,6 @@ def make(makers, who, tower):
         return makers[who](tower)
     except Missing as reason:
         pytest.skip(str(reason))
-
-
-@torch.no_grad()
-def check_same_network(model, tower, images):
-    """A peer's features are ours in float64, where rounding turns no spikes; in float32 one turned spike turns others."""
-    plain = copy.deepcopy(getattr(model, "_orig_mod", model)).double().eval()
-    few = images[:2].double()
-    torch.testing.assert_close(plain(few), copy.deepcopy(tower).double().eval()(few), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

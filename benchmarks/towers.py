@@ -6,6 +6,7 @@ left to differ are neurons, products and memory.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -97,6 +98,14 @@ def _int8_ann(tower: SpikingImageEncoder) -> Callable[[Tensor], Tensor]:
             return ready[len(images)](images)
 
     return run
+
+
+@torch.no_grad()
+def check_same_network(model, tower, images):
+    """A peer's features are ours in float64, where rounding turns no spikes; in float32 one turned spike turns others."""
+    plain = copy.deepcopy(getattr(model, "_orig_mod", model)).double().eval()
+    few = images[:2].double()
+    torch.testing.assert_close(plain(few), copy.deepcopy(tower).double().eval()(few), rtol=1e-5, atol=1e-6)
 
 
 TRAINING = {

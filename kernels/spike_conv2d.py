@@ -49,7 +49,7 @@ ONE_PIXEL = geometry((1, 1), (1, 1), (1, 1), (0, 0))
 
 
 @triton.jit
-def _place(rows, out_height, out_width):
+def place(rows, out_height, out_width):
     """Output pixels -> (image, line, column)."""
     line = rows // out_width
     image = line // out_height
@@ -57,7 +57,7 @@ def _place(rows, out_height, out_width):
 
 
 @triton.jit
-def _source(image, line, column, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w):
+def source(image, line, column, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w):
     """The input pixels that a tap of these output pixels reads, and whether they lie inside the image."""
     y = line * stride_h - pad_h + tap // kernel_width
     x = column * stride_w - pad_w + tap % kernel_width
@@ -65,7 +65,7 @@ def _source(image, line, column, tap, height, width, kernel_width, stride_h, str
 
 
 @triton.jit
-def _accumulate(
+def accumulate(
     acc, words_ptr, pixel, pixel_mask, per_row, w_ptr, length, columns_mask, stride_k, stride_n,
     COMPUTE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -99,11 +99,11 @@ def _fwd(
     start = tl.program_id(0) % tiles * BN
     columns = start + tl.arange(0, BN)
     w_ptr += start.to(tl.int64) * stride_n
-    image, line, column = _place(rows, out_height, out_width)
+    image, line, column = place(rows, out_height, out_width)
     acc = tl.zeros((BM, BN), tl.float32)
     for tap in range(taps):
-        pixel, inside = _source(image, line, column, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w)
-        acc = _accumulate(
+        pixel, inside = source(image, line, column, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w)
+        acc = accumulate(
             acc, words_ptr, pixel, inside & (rows < m), per_row, w_ptr, channels, columns < n, stride_k, stride_n,
             COMPUTE, BN, BK,
         )  # fmt: skip
@@ -137,16 +137,16 @@ def _dw(
     acc = tl.zeros((32 * J, BN), tl.float32)
     for chunk in range(begin, end, 32 * BM):
         every = chunk + tl.arange(0, 32 * BM)
-        images, lines, places = _place(every, out_height, out_width)
-        pixels, within = _source(images, lines, places, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w)
+        images, lines, places = place(every, out_height, out_width)
+        pixels, within = source(images, lines, places, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w)
         block_mask = (within & (every < end))[None, :] & word_mask
         block = tl.load(words_ptr + (pixels.to(tl.int64) * per_row)[None, :] + word[:, None], mask=block_mask, other=0)
         left, some = alive(tl.reshape(tl.reduce(block, 0, merge), (32, BM)), 1)
         for _ in range(some):
             i, left = first(left)
             rows = chunk + i * BM + tl.arange(0, BM)
-            image, line, column = _place(rows, out_height, out_width)
-            pixel, inside = _source(image, line, column, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w)
+            image, line, column = place(rows, out_height, out_width)
+            pixel, inside = source(image, line, column, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w)
             rows_mask = inside & (rows < end)
             words_at = (pixel.to(tl.int64) * per_row)[None, :] + word[:, None]
             words = tl.load(words_ptr + words_at, mask=rows_mask[None, :] & word_mask, other=0)
@@ -184,7 +184,7 @@ def rows_each(m: int, tiles: int, step: int) -> int:
     return triton.cdiv(triton.cdiv(m, splits), step) * step
 
 
-def _check_rows(words: Tensor, m: int) -> int:
+def check_rows(words: Tensor, m: int) -> int:
     most = max(m, words.shape[:-1].numel())
     if most >= 2**31 - 2**16:
         raise ValueError(f"at most 2^31 - 2^16 rows of spikes in one product; got {most}")
@@ -193,7 +193,7 @@ def _check_rows(words: Tensor, m: int) -> int:
 
 def forward(words, shape, channels, w, strides, scale, bias, n, m, dtype):
     """words -> y [m, n] in ``dtype``; w by its strides of tap, channel and column."""
-    y = words.new_empty((_check_rows(words, m), n), dtype=dtype)
+    y = words.new_empty((check_rows(words, m), n), dtype=dtype)
     if y.numel():
         launch = launch_forward(w.dtype, m, n)
         grid = (triton.cdiv(m, launch["BM"]) * triton.cdiv(n, launch["BN"]),)
@@ -208,7 +208,7 @@ def forward(words, shape, channels, w, strides, scale, bias, n, m, dtype):
 
 def gradient(words, shape, channels, dy, strides, n, m):
     """words and dy, by its strides of image, line, pixel and column -> float32 [taps, channels, n]."""
-    if not (_check_rows(words, m) and n and channels):
+    if not (check_rows(words, m) and n and channels):
         return dy.new_zeros((shape.taps, channels, n), dtype=torch.float32)
     launch = launch_gradient(dy.dtype, n)
     tiles = shape.taps * triton.cdiv(words.shape[-1], launch["J"]) * triton.cdiv(n, launch["BN"])

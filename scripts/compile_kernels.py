@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 import triton
-from spikeclip.kernels import bn_lif, lif, pack, spike_attention, spike_conv2d
+from spikeclip.kernels import bn_lif, lif, pack, spike_attention, spike_conv2d, spike_lif
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -205,6 +205,22 @@ def attention_variants():
             )  # fmt: skip
 
 
+def epilogue_variants():
+    """Products with the neurons behind them: matrices and convolutions, with a stream that is added and kept, or nothing."""
+    integers = ("steps", *SIZES, "pixels", "out_per_row", "stride_tap", "stride_k", "stride_n")
+    numbers = ("tau", "v_threshold", "v_reset")
+    for dtype, m, conv, full in itertools.product(("fp32", "i16", "i8"), (16, 4096), (False, True), (False, True)):
+        n = 384 if full else 20
+        pointers = dict.fromkeys(("scale_ptr", "bias_ptr", "add_ptr", "currents_ptr"), "fp32")
+        pointers |= {"words_ptr": "i32", "w_ptr": dtype, "out_ptr": "i32"}
+        constants = ({} if conv else MATRIX) | {"stride_n": 1, "HAS_SCALE": dtype != "fp32", "HAS_BIAS": full, "HAS_ADD": full}
+        constants |= {"KEEP": full, "DECAY_INPUT": full, "SOFT_RESET": not full, "COMPUTE": spike_conv2d.COMPUTE[TORCH[dtype]]}
+        tile = {**spike_lif.launch(TORCH[dtype], m, n), "enable_fp_fusion": False}
+        aligned = ("m", "n", "channels", "stride_tap", "stride_k") if full else ()
+        name = f"epilogue {dtype} m={m} conv={conv} full={full}"
+        yield variant(name, spike_lif._fwd, pointers, integers, numbers, constants, tile, aligned)
+
+
 def every_variant():
     yield from lif_forward_variants()
     yield from lif_backward_variants()
@@ -212,6 +228,7 @@ def every_variant():
     yield from pack_variants()
     yield from product_variants()
     yield from gradient_variants()
+    yield from epilogue_variants()
     yield from attention_variants()
 
 

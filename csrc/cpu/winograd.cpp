@@ -1,6 +1,6 @@
 // Compiled once per instruction set. Winograd's F(4x4, 3x3) (Lavin and Gray 2016, arXiv 1509.09308): 36 products make 4x4 pixels
 // in place of 144. The points are 0, +-3/4, +-3/2 and infinity, which lose less than half of what the usual 0, +-1, +-2 do: an
-// error of about 6 times that of a direct sum in float32.
+// error of about 6 times that of a direct sum in float32. What is not finite spreads over its tiles.
 //
 // A thread walks panels of tiles: it transforms their 6x6 patches of dy, then for every strip of dx's channels multiplies at
 // each of the 36 places and transforms back, while the strip's products are in the second-level cache.
@@ -232,15 +232,16 @@ struct Worker {
 void winograd_gradient(const WinogradGradient& c) {
   const AlignedArray<float> weights(kPlaces * c.columns * ceil_div(c.channels, kStrip) * kStrip);
   transform_all_weights(c, weights.data);
+  const int64_t tiles = c.batch * ceil_div(c.height, kOut) * ceil_div(c.width, kOut);
+  const int64_t panel = std::min(kPanel, ceil_div(ceil_div(tiles, c.threads), kRows) * kRows), panels = ceil_div(tiles, panel);
+  const int threads = static_cast<int>(std::min<int64_t>(c.threads, panels));
   const int64_t each = Worker::scratch(c.columns);
-  const AlignedArray<float> scratch(c.threads * each);
-  const int64_t tiles = c.batch * ceil_div(c.height, kOut) * ceil_div(c.width, kOut), panels = ceil_div(tiles, kPanel);
-#pragma omp parallel num_threads(c.threads)
+  const AlignedArray<float> scratch(threads * each);
+#pragma omp parallel num_threads(threads)
   {
     const Worker worker(c, weights.data, scratch.data + thread_index() * each);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t panel = 0; panel < panels; ++panel)
-      worker.run(panel * kPanel, std::min(kPanel, tiles - panel * kPanel));
+    for (int64_t i = 0; i < panels; ++i) worker.run(i * panel, std::min(panel, tiles - i * panel));
   }
 }
 

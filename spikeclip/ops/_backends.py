@@ -88,7 +88,7 @@ def _load_cuda() -> object:
 
 
 def _load_triton() -> object:
-    names = ("lif", "bn_lif", "pack", "spike_matmul", "spike_conv2d", "spike_attention")
+    names = ("lif", "bn_lif", "pack", "spike_matmul", "spike_conv2d", "spike_lif", "spike_attention")
     modules = [importlib.import_module(f"spikeclip.kernels.{name}") for name in names]
     kernels = {key: value for module in modules for key, value in vars(module).items() if key[0] != "_"}
     plain = {name: getattr(_load_torch(), name) for name in ("count", "max_pool", "max_pool_bwd")}

@@ -22,7 +22,8 @@ def _one_type(x: Tensor) -> Tensor:
 class NativeCpu(Native):
     """Every op over ``spikeclip._cpu``; signatures as in ``spikeclip.ops.reference``, with optional ready ``tiles``.
 
-    ``spike_lif`` and ``spike_attention_lif`` are this backend's alone: elsewhere they are composed of the other ops.
+    ``spike_lif`` is this backend's and Triton's, ``spike_attention_lif`` and ``conv3x3_gradient`` are this one's alone:
+    elsewhere they are composed of other ops.
     """
 
     def bn_stats(self, x):

@@ -33,8 +33,9 @@ def spike_matmul_lif(
     """``lif(s @ w + bias + add)`` over all time-steps, from packed spikes to packed spikes, without a gradient.
 
     On a CPU the neurons are the epilogue of the event-driven product: currents and membranes stay in the caches and one bit a
-    spike is written. Elsewhere, and where ``auto`` multiplies densely (:func:`spike_matmul`), it is the two ops one after the
-    other. Currents and membranes are float32; the spikes are those of :func:`spikeclip.ops.lif`.
+    spike is written; so it is on a GPU with Triton, in registers. Elsewhere, where ``auto`` multiplies densely on a CPU
+    (:func:`spike_matmul`), and for a max-pool on a GPU, it is the ops one after the other. Currents and membranes are float32;
+    the spikes are those of :func:`spikeclip.ops.lif`.
 
     Args:
         s: packed spikes ``[T, ..., K]``.
@@ -191,7 +192,7 @@ def _run(s, w, bias, window, pool, shape, add, currents, tau, v_threshold, v_res
     words = s.words.new_empty((*shape[:-1], word_count(shape[-1])))
     if not words.numel():
         return PackedSpikes.trusted(words, shape[-1])
-    if name == "cpu" and (backend == "cpu" or _sparse(s, w, functions)):
+    if (name == "cpu" and (backend == "cpu" or _sparse(s, w, functions))) or (name == "triton" and pool is None):
         functions.spike_lif(s.words, s.length, w, bias, window, pool, add, currents, *neuron, words)
         return PackedSpikes.trusted(words, shape[-1])
     with torch.no_grad(), torch.autocast(s.device.type, enabled=False):

@@ -191,3 +191,13 @@ def test_bad_arguments(trained):
     values = dataclasses.asdict(load_config("spikeclip-demo"))
     with pytest.raises(ValueError, match="weights must be fp32, int16, int8 or null; got int4"):
         SpikeCLIPConfig.from_dict({**values, "weights": "int4"})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
+@pytest.mark.parametrize("kind", ["fp32", "int16", "int8"])
+def test_a_cuda_graph_gives_the_same_features(trained, kind):
+    ready, images = trained.visual.for_inference(kind).cuda(), [render(3, seed=seed).images.cuda() for seed in (5, 6)]
+    want = [ready(batch) for batch in images]
+    torch.cuda.make_graphed_callables(ready, (images[0].clone(),))
+    for batch, features in zip(images, want, strict=True):
+        torch.testing.assert_close(ready(batch), features)
