@@ -64,10 +64,12 @@ def _fwd(
 def launch(dtype: torch.dtype, m: int, n: int) -> dict[str, int]:
     """Tile and warps for m rows of a step and n columns: smaller than a product's alone, as a membrane lies beside each sum."""
     if m <= 16:
-        return {"BM": 16, "BN": 32, "BK": 32, "num_warps": 4, "num_stages": 1}
-    if COMPUTE[dtype] == tl.float32:
-        return {"BM": 64, "BN": 64, "BK": 16, "num_warps": 8, "num_stages": 1}
-    return {"BM": 64, "BN": 32 if n <= 32 else 64, "BK": 32, "num_warps": 4, "num_stages": 2}
+        tile = {"BM": 16, "BN": 32, "BK": 32, "num_warps": 4, "num_stages": 1}
+    elif COMPUTE[dtype] == tl.float32:
+        tile = {"BM": 64, "BN": 64, "BK": 16, "num_warps": 8, "num_stages": 1}
+    else:
+        tile = {"BM": 64, "BN": 32 if n <= 32 else 64, "BK": 32, "num_warps": 4, "num_stages": 2}
+    return {**tile, "maxnreg": 255}  # unbound, the assembler spills to make do with fewer
 
 
 def spike_lif(words, channels, w, bias, window, pool, add, currents, tau, v_threshold, v_reset, decay_input, out):
