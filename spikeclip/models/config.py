@@ -157,7 +157,7 @@ def available() -> list[str]:
 
 
 def load_config(name: str) -> SpikeCLIPConfig:
-    """A named config (``spikeclip-4-384``, ``spikeclip-demo``) or a path to a JSON file of the same form.
+    """A named config (``spikeclip-4-384``, ``spikeclip-8-512``, ``spikeclip-demo``) or a path to a JSON file of the same form.
 
     Raises:
         ValueError: no such name or file, or not a valid config.

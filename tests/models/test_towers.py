@@ -45,6 +45,13 @@ def test_paper_model_has_the_papers_parameters():
     assert trainable(model.text) - embeddings == 22_022_660
 
 
+def test_the_large_tower_is_spikingformers():
+    """Spikingformer-8-512 (arXiv 2304.11954): 29.68 M parameters with its head of 1,000 classes."""
+    tower = SpikeCLIP.from_config("spikeclip-8-512").visual
+    head = (512 + 1) * 1000
+    assert trainable(tower) - trainable(tower.project) + head == pytest.approx(29.68e6, rel=1e-3)
+
+
 def test_paper_tower_counts_operations_and_neurons():
     model = SpikeCLIP.from_config("spikeclip-4-384").eval()
     counted = profile(model.visual, torch.rand(1, 3, 32, 32))
@@ -209,5 +216,6 @@ def test_bad_config(change, message):
 
 
 def test_unknown_config_lists_the_known():
-    with pytest.raises(ValueError, match=r"config must be one of spikeclip-4-384, spikeclip-demo, or a JSON file; got 'vit'"):
+    known = "spikeclip-4-384, spikeclip-8-512, spikeclip-demo"
+    with pytest.raises(ValueError, match=rf"config must be one of {known}, or a JSON file; got 'vit'"):
         load_config("vit")
