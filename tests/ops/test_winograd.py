@@ -103,6 +103,7 @@ def test_pays_for_large_ones_of_its_kind_alone():
 
 def test_the_gradients_op():
     op = torch.ops.spikeclip.spike_conv2d_ds.default
+    torch.library.opcheck(op, (torch.randn(32, 33, 1, 1), torch.randn(2, 32, 6, 6), [6, 6], [1, 1], [0, 0], "auto"))
     for batch in (2, 8):
         w, dy = torch.randn(32, 33, 3, 3), torch.randn(batch, 32, 16, 16)
         torch.library.opcheck(op, (w, dy, [16, 16], [1, 1], [1, 1], "auto"))
