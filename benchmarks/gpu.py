@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -46,13 +47,14 @@ class Steps:
             self.failed = True
             return False
         options = {"cwd": folder, "env": {**os.environ, **settings}, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        running = [subprocess.Popen([sys.executable, *command], text=True, **options) for command in commands]
+        options |= {"text": True, "start_new_session": True}
+        running = [subprocess.Popen([sys.executable, *command], **options) for command in commands]
         well = True
         for process in running:
             try:
                 text = process.communicate(timeout=max(1.0, self.end - time.monotonic()))[0]
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # with what it has started
                 text = process.communicate()[0] + "== cut off: no time left\n"
             self.say(text)
             well &= process.returncode == 0

@@ -44,7 +44,7 @@ def test_training_step(benchmark, config, batch, dtype, who):
     torch.cuda.empty_cache()
     tower = fresh(config).cuda()
     images = torch.rand(batch, 3, tower.image_size, tower.image_size, device="cuda")
-    rate = mean_rate(fresh(config).cuda().train(), images[:8])
+    rate = mean_rate(tower, images[:8])
     benchmark.group = (
         f"training step of {config}, {tower.image_size}x{tower.image_size}, batch {batch}, Adam, firing at {rate:.1%}"
     )

@@ -49,7 +49,7 @@ ONE_PIXEL = geometry((1, 1), (1, 1), (1, 1), (0, 0))
 
 
 @triton.jit
-def place(rows, out_height, out_width):
+def _place(rows, out_height, out_width):
     """Output pixels -> (image, line, column)."""
     line = rows // out_width
     image = line // out_height
@@ -57,7 +57,7 @@ def place(rows, out_height, out_width):
 
 
 @triton.jit
-def source(image, line, column, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w):
+def _source(image, line, column, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w):
     """The input pixels that a tap of these output pixels reads, and whether they lie inside the image."""
     y = line * stride_h - pad_h + tap // kernel_width
     x = column * stride_w - pad_w + tap % kernel_width
@@ -65,7 +65,7 @@ def source(image, line, column, tap, height, width, kernel_width, stride_h, stri
 
 
 @triton.jit
-def accumulate(
+def _accumulate(
     acc, words_ptr, pixel, pixel_mask, per_row, w_ptr, length, columns_mask, stride_k, stride_n,
     COMPUTE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -88,6 +88,30 @@ def accumulate(
 
 
 @triton.jit
+def product(
+    words_ptr, w_ptr, scale_ptr, bias_ptr, rows, m, columns, n, channels, per_row,
+    height, width, out_height, out_width, kernel_width, stride_h, stride_w, pad_h, pad_w, taps, stride_tap, stride_k, stride_n,
+    HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, COMPUTE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """These rows and columns of the output, float32 [BM, BN], scaled and biased; w_ptr is at the first column."""
+    image, line, column = _place(rows, out_height, out_width)
+    acc = tl.zeros((BM, BN), tl.float32)
+    for tap in range(taps):
+        pixel, inside = _source(image, line, column, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w)
+        acc = _accumulate(
+            acc, words_ptr, pixel, inside & (rows < m), per_row, w_ptr, channels, columns < n, stride_k, stride_n,
+            COMPUTE, BN, BK,
+        )  # fmt: skip
+        w_ptr += stride_tap
+    if HAS_SCALE:
+        acc *= tl.load(scale_ptr + columns, mask=columns < n, other=0.0)[None, :]
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + columns, mask=columns < n, other=0.0).to(tl.float32)[None, :]
+    return acc
+
+
+@triton.jit
 def _fwd(
     words_ptr, w_ptr, scale_ptr, bias_ptr, y_ptr, m, n, channels, per_row,
     height, width, out_height, out_width, kernel_width, stride_h, stride_w, pad_h, pad_w, taps, stride_tap, stride_k, stride_n,
@@ -99,19 +123,11 @@ def _fwd(
     start = tl.program_id(0) % tiles * BN
     columns = start + tl.arange(0, BN)
     w_ptr += start.to(tl.int64) * stride_n
-    image, line, column = place(rows, out_height, out_width)
-    acc = tl.zeros((BM, BN), tl.float32)
-    for tap in range(taps):
-        pixel, inside = source(image, line, column, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w)
-        acc = accumulate(
-            acc, words_ptr, pixel, inside & (rows < m), per_row, w_ptr, channels, columns < n, stride_k, stride_n,
-            COMPUTE, BN, BK,
-        )  # fmt: skip
-        w_ptr += stride_tap
-    if HAS_SCALE:
-        acc *= tl.load(scale_ptr + columns, mask=columns < n, other=0.0)[None, :]
-    if HAS_BIAS:
-        acc += tl.load(bias_ptr + columns, mask=columns < n, other=0.0).to(tl.float32)[None, :]
+    acc = product(
+        words_ptr, w_ptr, scale_ptr, bias_ptr, rows, m, columns, n, channels, per_row, height, width, out_height, out_width,
+        kernel_width, stride_h, stride_w, pad_h, pad_w, taps, stride_tap, stride_k, stride_n,
+        HAS_SCALE, HAS_BIAS, COMPUTE, BM, BN, BK,
+    )  # fmt: skip
     y_at = rows.to(tl.int64)[:, None] * n + columns[None, :]
     tl.store(y_ptr + y_at, acc.to(y_ptr.dtype.element_ty), mask=(rows < m)[:, None] & (columns < n)[None, :])
 
@@ -137,16 +153,16 @@ def _dw(
     acc = tl.zeros((32 * J, BN), tl.float32)
     for chunk in range(begin, end, 32 * BM):
         every = chunk + tl.arange(0, 32 * BM)
-        images, lines, places = place(every, out_height, out_width)
-        pixels, within = source(images, lines, places, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w)
+        images, lines, places = _place(every, out_height, out_width)
+        pixels, within = _source(images, lines, places, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w)
         block_mask = (within & (every < end))[None, :] & word_mask
         block = tl.load(words_ptr + (pixels.to(tl.int64) * per_row)[None, :] + word[:, None], mask=block_mask, other=0)
         left, some = alive(tl.reshape(tl.reduce(block, 0, merge), (32, BM)), 1)
         for _ in range(some):
             i, left = first(left)
             rows = chunk + i * BM + tl.arange(0, BM)
-            image, line, column = place(rows, out_height, out_width)
-            pixel, inside = source(image, line, column, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w)
+            image, line, column = _place(rows, out_height, out_width)
+            pixel, inside = _source(image, line, column, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w)
             rows_mask = inside & (rows < end)
             words_at = (pixel.to(tl.int64) * per_row)[None, :] + word[:, None]
             words = tl.load(words_ptr + words_at, mask=rows_mask[None, :] & word_mask, other=0)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ._step import charge, neuron_numbers, reset
-from .spike_conv2d import COMPUTE, ONE_PIXEL, accumulate, check_rows, geometry, place, source
+from .spike_conv2d import COMPUTE, ONE_PIXEL, check_rows, geometry, product
 
 
 @triton.jit
@@ -29,25 +29,16 @@ def _fwd(
     word = start // 32 + tl.arange(0, BN // 32)
     word_mask = (rows < m)[:, None] & (word < out_per_row)[None, :]
     w_ptr += start.to(tl.int64) * stride_n
-    image, line, column = place(rows, out_height, out_width)
     inverse = tl.div_rn(1.0, tau)
     v = tl.zeros((BM, BN), tl.float32) + v_reset
     at = rows.to(tl.int64)[:, None] * n + columns[None, :]
     word_at = rows.to(tl.int64)[:, None] * out_per_row + word[None, :]
     for _ in range(steps):
-        x = tl.zeros((BM, BN), tl.float32)
-        tap_ptr = w_ptr
-        for tap in range(taps):
-            pixel, inside = source(image, line, column, tap, height, width, kernel_width, stride_h, stride_w, pad_h, pad_w)
-            x = accumulate(
-                x, words_ptr, pixel, inside & (rows < m), per_row, tap_ptr, channels, columns < n, stride_k, stride_n,
-                COMPUTE, BN, BK,
-            )  # fmt: skip
-            tap_ptr += stride_tap
-        if HAS_SCALE:
-            x *= tl.load(scale_ptr + columns, mask=columns < n, other=0.0)[None, :]
-        if HAS_BIAS:
-            x += tl.load(bias_ptr + columns, mask=columns < n, other=0.0)[None, :]
+        x = product(
+            words_ptr, w_ptr, scale_ptr, bias_ptr, rows, m, columns, n, channels, per_row, height, width, out_height, out_width,
+            kernel_width, stride_h, stride_w, pad_h, pad_w, taps, stride_tap, stride_k, stride_n,
+            HAS_SCALE, HAS_BIAS, COMPUTE, BM, BN, BK,
+        )  # fmt: skip
         if HAS_ADD:
             x += tl.load(add_ptr + at, mask=mask, other=0.0)
         if KEEP:

@@ -25,3 +25,16 @@ def _poisoned_memory():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def isa(request):
+    """The C++ extension runs on this instruction set, where the machine has it."""
+    from spikeclip import _cpu
+
+    if request.param not in _cpu.isas():
+        pytest.skip(f"this machine has no {request.param}")
+    before = _cpu.isa()
+    _cpu.set_isa(request.param)
+    yield request.param
+    _cpu.set_isa(before)

@@ -2,6 +2,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,18 @@ def test_every_peer_that_is_installed_computes_our_neuron():
 def test_the_gpu_script_without_a_gpu_is_exit_code_2():
     done = subprocess.run([sys.executable, BENCHMARKS / "gpu.py"], capture_output=True, text=True)
     assert done.returncode == 2 and "no CUDA device" in done.stderr
+
+
+def test_a_step_of_the_gpu_script_that_is_out_of_time_ends_with_what_it_started(tmp_path):
+    gpu, begun = load("gpu"), time.monotonic()
+    sleeper = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    with open(tmp_path / "log", "w") as log:
+        steps = gpu.Steps(log, 2 / 60)
+        assert not steps.run("slow", [("-c", sleeper)]) and steps.failed
+        assert not steps.run("next", [("-c", "")])
+    assert time.monotonic() - begun < 30  # the sleeper holds the pipe for as long as it lives
+    text = (tmp_path / "log").read_text()
+    assert "cut off: no time left" in text and "next: left out" in text
 
 
 def test_answers_have_images_and_synops_a_second(tmp_path):

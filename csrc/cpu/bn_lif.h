@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "../lif_step.h"
+#include "isas.h"
 
 namespace spikeclip {
 
@@ -33,16 +34,8 @@ struct BnLifBackward {
   int threads;
 };
 
-#define SPIKECLIP_DECLARE(isa)                      \
-  namespace isa {                                   \
-  void bn_stats(const BnStats& call);               \
-  void bn_lif_backward(const BnLifBackward& call);  \
-  }
-SPIKECLIP_DECLARE(baseline)
-#if defined(__x86_64__)
-SPIKECLIP_DECLARE(avx2)
-SPIKECLIP_DECLARE(avx512)
-#endif
-#undef SPIKECLIP_DECLARE
+SPIKECLIP_FOR_EVERY_ISA(
+    void bn_stats(const BnStats& call);
+    void bn_lif_backward(const BnLifBackward& call);)
 
 }  // namespace spikeclip

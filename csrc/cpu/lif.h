@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "../lif_step.h"
+#include "isas.h"
 
 namespace spikeclip {
 
@@ -46,16 +47,8 @@ constexpr int64_t kMinBlock = 64;
 
 inline int64_t tau_partials(int64_t n) { return (n + kMinBlock - 1) / kMinBlock; }
 
-#define SPIKECLIP_DECLARE(isa)                 \
-  namespace isa {                              \
-  void lif_forward(const LifForward& call);    \
-  void lif_backward(const LifBackward& call);  \
-  }
-SPIKECLIP_DECLARE(baseline)
-#if defined(__x86_64__)
-SPIKECLIP_DECLARE(avx2)
-SPIKECLIP_DECLARE(avx512)
-#endif
-#undef SPIKECLIP_DECLARE
+SPIKECLIP_FOR_EVERY_ISA(
+    void lif_forward(const LifForward& call);
+    void lif_backward(const LifBackward& call);)
 
 }  // namespace spikeclip

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "../lif_step.h"
+#include "isas.h"
 
 namespace spikeclip {
 
@@ -33,16 +34,8 @@ struct MaxPoolGrad {
   int threads;
 };
 
-#define SPIKECLIP_DECLARE(isa)                   \
-  namespace isa {                                \
-  void max_pool(const MaxPool& call);            \
-  void max_pool_grad(const MaxPoolGrad& call);   \
-  }
-SPIKECLIP_DECLARE(baseline)
-#if defined(__x86_64__)
-SPIKECLIP_DECLARE(avx2)
-SPIKECLIP_DECLARE(avx512)
-#endif
-#undef SPIKECLIP_DECLARE
+SPIKECLIP_FOR_EVERY_ISA(
+    void max_pool(const MaxPool& call);
+    void max_pool_grad(const MaxPoolGrad& call);)
 
 }  // namespace spikeclip

@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "../lif_step.h"
+#include "isas.h"
 
 namespace spikeclip {
 
@@ -17,17 +18,9 @@ struct Pack {
   int threads;
 };
 
-#define SPIKECLIP_DECLARE(isa)                                        \
-  namespace isa {                                                     \
-  bool pack(const Pack& call); /* false: a value is neither 0 nor 1 */ \
-  void unpack(const Pack& call);                                      \
-  int64_t count(const uint32_t* words, int64_t number);               \
-  }
-SPIKECLIP_DECLARE(baseline)
-#if defined(__x86_64__)
-SPIKECLIP_DECLARE(avx2)
-SPIKECLIP_DECLARE(avx512)
-#endif
-#undef SPIKECLIP_DECLARE
+SPIKECLIP_FOR_EVERY_ISA(
+    bool pack(const Pack& call); // false: a value is neither 0 nor 1
+    void unpack(const Pack& call);
+    int64_t count(const uint32_t* words, int64_t number);)
 
 }  // namespace spikeclip

@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "../lif_step.h"
+#include "isas.h"
 
 namespace spikeclip {
 
@@ -33,17 +34,9 @@ struct SpikeAttentionLif {
   LifParams params;
 };
 
-#define SPIKECLIP_DECLARE(isa)                                \
-  namespace isa {                                             \
-  void spike_attention(const SpikeAttention& call);           \
-  void spike_attention_grad(const SpikeAttentionGrad& call);  \
-  void spike_attention_lif(const SpikeAttentionLif& call);    \
-  }
-SPIKECLIP_DECLARE(baseline)
-#if defined(__x86_64__)
-SPIKECLIP_DECLARE(avx2)
-SPIKECLIP_DECLARE(avx512)
-#endif
-#undef SPIKECLIP_DECLARE
+SPIKECLIP_FOR_EVERY_ISA(
+    void spike_attention(const SpikeAttention& call);
+    void spike_attention_grad(const SpikeAttentionGrad& call);
+    void spike_attention_lif(const SpikeAttentionLif& call);)
 
 }  // namespace spikeclip

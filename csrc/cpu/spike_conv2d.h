@@ -1,6 +1,7 @@
 // Convolutions of packed spikes on the CPU, event-driven; all images are channels-last.
 #pragma once
 
+#include "isas.h"
 #include "spike_matmul.h"
 
 namespace spikeclip {
@@ -36,16 +37,8 @@ struct SpikeConv2dGrad {
   int threads;
 };
 
-#define SPIKECLIP_DECLARE(isa)                          \
-  namespace isa {                                       \
-  void spike_conv2d(const SpikeConv2d& call);           \
-  void spike_conv2d_grad(const SpikeConv2dGrad& call);  \
-  }
-SPIKECLIP_DECLARE(baseline)
-#if defined(__x86_64__)
-SPIKECLIP_DECLARE(avx2)
-SPIKECLIP_DECLARE(avx512)
-#endif
-#undef SPIKECLIP_DECLARE
+SPIKECLIP_FOR_EVERY_ISA(
+    void spike_conv2d(const SpikeConv2d& call);
+    void spike_conv2d_grad(const SpikeConv2dGrad& call);)
 
 }  // namespace spikeclip

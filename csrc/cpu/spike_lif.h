@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "../lif_step.h"
+#include "isas.h"
 #include "spike_conv2d.h"
 
 namespace spikeclip {
@@ -28,15 +29,6 @@ struct SpikeLif {
   int threads;
 };
 
-#define SPIKECLIP_DECLARE(isa) \
-  namespace isa {              \
-  void spike_lif(const SpikeLif& call); \
-  }
-SPIKECLIP_DECLARE(baseline)
-#if defined(__x86_64__)
-SPIKECLIP_DECLARE(avx2)
-SPIKECLIP_DECLARE(avx512)
-#endif
-#undef SPIKECLIP_DECLARE
+SPIKECLIP_FOR_EVERY_ISA(void spike_lif(const SpikeLif& call);)
 
 }  // namespace spikeclip

@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "../lif_step.h"
+#include "isas.h"
 
 namespace spikeclip {
 
@@ -72,17 +73,9 @@ struct SpikeMatmulGrad {
   int threads;
 };
 
-#define SPIKECLIP_DECLARE(isa)                           \
-  namespace isa {                                        \
-  void tile_weights(const TileWeights& call);            \
-  void spike_matmul(const SpikeMatmul& call);            \
-  void spike_matmul_grad(const SpikeMatmulGrad& call);   \
-  }
-SPIKECLIP_DECLARE(baseline)
-#if defined(__x86_64__)
-SPIKECLIP_DECLARE(avx2)
-SPIKECLIP_DECLARE(avx512)
-#endif
-#undef SPIKECLIP_DECLARE
+SPIKECLIP_FOR_EVERY_ISA(
+    void tile_weights(const TileWeights& call);
+    void spike_matmul(const SpikeMatmul& call);
+    void spike_matmul_grad(const SpikeMatmulGrad& call);)
 
 }  // namespace spikeclip

@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "isas.h"
+
 namespace spikeclip {
 
 struct WinogradGradient {
@@ -15,15 +17,6 @@ struct WinogradGradient {
   int threads;
 };
 
-#define SPIKECLIP_DECLARE(isa)                           \
-  namespace isa {                                        \
-  void winograd_gradient(const WinogradGradient& call);  \
-  }
-SPIKECLIP_DECLARE(baseline)
-#if defined(__x86_64__)
-SPIKECLIP_DECLARE(avx2)
-SPIKECLIP_DECLARE(avx512)
-#endif
-#undef SPIKECLIP_DECLARE
+SPIKECLIP_FOR_EVERY_ISA(void winograd_gradient(const WinogradGradient& call);)
 
 }  // namespace spikeclip

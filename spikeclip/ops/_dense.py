@@ -31,12 +31,14 @@ def conv2d_input_gradient(
 ) -> Tensor:
     """The gradient of a convolution's input ``[B, C, H, W]``, channels last in memory, from dy ``[B, O, OH, OW]``.
 
-    ``torch.nn.grad.conv2d_input`` would work, and answer, with channels first, and so copy twice.
+    ``torch.nn.grad.conv2d_input`` would work, and answer, with channels first, and so copy twice; aten answers so for
+    windows of one pixel.
     """
     w = w.to(dy.dtype).contiguous(memory_format=torch.channels_last)
     absent = dy.new_empty(1).expand(shape)
     options = ([0], list(stride), list(padding), [1, 1], False, [0, 0], 1, (True, False, False))
-    return torch.ops.aten.convolution_backward(dy.contiguous(memory_format=torch.channels_last), absent, w, *options)[0]
+    dx = torch.ops.aten.convolution_backward(dy.contiguous(memory_format=torch.channels_last), absent, w, *options)[0]
+    return dx.contiguous(memory_format=torch.channels_last)
 
 
 def winograd_pays(w: Tensor, dy: Tensor, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> bool:

@@ -165,11 +165,11 @@ class NativeCpu(Native):
 
     def conv3x3_gradient(self, w, dy, size, padding):
         """As ``conv2d_input_gradient`` in ``_dense``, in float32, for 3x3 windows of stride 1 and a padding of at most 2."""
-        w = w.contiguous(memory_format=torch.channels_last)
+        w = w.to(torch.float32).contiguous(memory_format=torch.channels_last)
         dy = dy.contiguous(memory_format=torch.channels_last)
-        batch, (columns, channels) = dy.shape[0], w.shape[:2]
-        dx = dy.new_empty((batch, *size, channels))
-        shape = [batch, *size, *dy.shape[2:], 3, 3, 1, 1, *padding]
+        columns, channels = w.shape[:2]
+        dx = dy.new_empty((dy.shape[0], *size, channels))
+        shape = _conv2d_shape(dx, (3, 3), (1, 1), padding)
         self._ext.winograd_gradient(dy.data_ptr(), shape, channels, columns, w.data_ptr(), dx.data_ptr(), self._context(dy))
         return dx.permute(0, 3, 1, 2)
 
@@ -235,6 +235,6 @@ def _bias_alone(out: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _conv2d_shape(words: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> list[int]:
-    """As ``struct Conv2d`` in csrc/cpu/spike_conv2d.h has it, for words [B, H, W, words]."""
+    """As ``struct Conv2d`` in csrc/cpu/spike_conv2d.h has it, for words [B, H, W, words] or an image [B, H, W, C]."""
     size = tuple(words.shape[1:3])
     return [words.shape[0], *size, *out_size(size, kernel, stride, padding), *kernel, *stride, *padding]

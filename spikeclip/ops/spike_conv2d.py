@@ -125,12 +125,10 @@ def _dw(words, channels, dy, kernel, stride, padding, backend):
 
 
 def _ds(w, dy, size, stride, padding, backend):
-    w = w.to(dy.dtype)
     name = _backends.chosen(backend, dy.device.type, dy.dtype)
     if name == "cpu" and winograd_pays(w, dy, size, stride, padding):
         return _backends.functions(backend, dy.device.type, dy.dtype).conv3x3_gradient(w, dy, tuple(size), tuple(padding))
-    ds = conv2d_input_gradient((dy.shape[0], w.shape[1], *size), w, dy, stride, padding)
-    return ds.contiguous(memory_format=torch.channels_last)  # aten answers 1x1 windows channels first
+    return conv2d_input_gradient((dy.shape[0], w.shape[1], *size), w, dy, stride, padding)
 
 
 def _fwd_fake(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend):
