@@ -102,9 +102,8 @@ def test_answering(benchmark, firing, synops, images, who, density, batch):
     x = images[:batch]
     model = make(ANSWERING, who, tower)
     if who.startswith("spikeclip"):
-        # A spike that rounding turns turns others, so that one picture's features say little.
-        cosine = F.cosine_similarity(model(x), tower(x)).mean()
-        assert cosine > {"spikeclip, int8": 0.8, "spikeclip, int16": 0.9}.get(who, 0.97), cosine
+        cosines = F.cosine_similarity(model(x), tower(x))
+        assert cosines.min() > {"spikeclip, int8": 0.8, "spikeclip, int16": 0.9}.get(who, 0.97), cosines.min()
     elif "ANN" not in who:
         check_same_network(model, tower, images)
     with torch.no_grad():
