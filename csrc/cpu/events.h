@@ -9,6 +9,7 @@
 #include "convert.h"
 #include "lines.h"
 #include "spike_matmul.h"
+#include "switches.h"
 
 namespace spikeclip {
 namespace SPIKECLIP_ISA {
@@ -151,24 +152,24 @@ inline bool may_stream(const void* data, Dtype dtype, int64_t rows, int64_t colu
          rows * columns * 4 > (int64_t{1} << 20);
 }
 
-// Add one block's lines to the sums of `rows` rows. The first block starts the sums, the last hands them to `out` at `row` and
-// after, others leave them in `sums`.
-template <typename Kind>
-void add_block(const char* tile, const Lists& lists, int64_t rows, typename Kind::Wide* sums, bool first, bool last,
-               const Output& out, int64_t row, int64_t column) {
-  for (int64_t m = 0; m < rows; ++m) {
-    alignas(kLine) typename Kind::Wide sum[Kind::kColumns];
-    lists.template sum<Kind>(tile, m, sum);
-    typename Kind::Wide* kept = sums + m * Kind::kColumns;
-    if (!first) {
+// Add one block's lines to the sums of `rows` rows. The first block starts the sums, the last hands row m's to `done(m, sums)`,
+// others leave them in `sums`.
+template <typename Kind, typename Done>
+void add_block(const char* tile, const Lists& lists, int64_t rows, typename Kind::Wide* sums, bool first, bool last, Done done) {
+  by_flags(first, last, [&](auto first, auto last) {
+    for (int64_t m = 0; m < rows; ++m) {
+      alignas(kLine) typename Kind::Wide sum[Kind::kColumns];
+      lists.template sum<Kind>(tile, m, sum);
+      typename Kind::Wide* kept = sums + m * Kind::kColumns;
+      if constexpr (!first)
 #pragma omp simd
-      for (int i = 0; i < Kind::kColumns; ++i) sum[i] += kept[i];
+        for (int i = 0; i < Kind::kColumns; ++i) sum[i] += kept[i];
+      if constexpr (last)
+        done(m, sum);
+      else
+        memcpy(kept, sum, sizeof sum);
     }
-    if (last)
-      out.write<Kind>(row + m, column, sum);
-    else
-      memcpy(kept, sum, sizeof sum);
-  }
+  });
 }
 
 // Where packed rows come from: memory, as they are. A source gives rows of bits, or a panel of rows that becomes lists.

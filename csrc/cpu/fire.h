@@ -10,7 +10,7 @@ namespace SPIKECLIP_ISA {
 
 // `count` is a multiple of 16, at most 64; v is updated, bit i of the result is neuron i's spike.
 template <int count, bool decay_input, bool soft_reset>
-uint64_t fire_row(const float* current, float* v, LifParams p) {
+SPIKECLIP_HD uint64_t fire_row(const float* current, float* v, LifParams p) {
   p.decay_input = decay_input;
   p.soft_reset = soft_reset;
   alignas(64) float h[count];

@@ -5,6 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <algorithm>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -45,7 +47,6 @@ struct Group {
 struct Float32 {
   using Wide = float;
   static constexpr int kColumns = 16;
-  static constexpr int kDepth = 384;
 
   static void sum(const char* tile, const uint16_t* list, int64_t groups, int64_t, Wide* out) {
     FloatVector a[4][kParts] = {};
@@ -63,12 +64,11 @@ struct Float32 {
   }
 };
 
-// int16 weights, 32 to a line. The positive and the negative weights of a column's block of kDepth each sum to less than
+// int16 weights, 32 to a line. The positive and the negative weights of a column's block of a tile each sum to less than
 // 2^15 (spikeclip/ops/weights.py sees to that), so no partial sum overflows.
 struct Int16 {
   using Wide = int32_t;
   static constexpr int kColumns = 32;
-  static constexpr int kDepth = 384;
 
   static void sum(const char* tile, const uint16_t* list, int64_t groups, int64_t, Wide* out) {
     ShortVector a[2][kParts] = {};
@@ -94,9 +94,18 @@ struct Int16 {
 struct Int8 {
   using Wide = int32_t;
   static constexpr int kColumns = 64;
-  static constexpr int kDepth = 256;
 
   static void sum(const char* tile, const uint16_t* list, int64_t groups, int64_t events, Wide* out) {
+    constexpr int64_t kMost = 64;  // groups that 16 bits hold
+    const int32_t offset = static_cast<int32_t>(128 * events);
+    add(tile, list, std::min(groups, kMost), [=](int i, uint16_t narrow) { out[i] = narrow - offset; });
+    for (int64_t done = kMost; done < groups; done += kMost)
+      add(tile, list + 4 * done, std::min(groups - done, kMost), [=](int i, uint16_t narrow) { out[i] += narrow; });
+  }
+
+ private:
+  template <typename Take>
+  static void add(const char* tile, const uint16_t* list, int64_t groups, Take take) {
     ShortVector whole[2][kParts] = {}, odd[2][kParts] = {};
     for (int64_t g = 0; g < groups; ++g) {
       const Group at(list + 4 * g);
@@ -116,9 +125,8 @@ struct Int8 {
       reinterpret_cast<ShortVector*>(narrow)[p] = whole[0][p] + whole[1][p] - (high << 8);
       reinterpret_cast<ShortVector*>(narrow)[kParts + p] = high;
     }
-    const int32_t offset = static_cast<int32_t>(128 * events);
 #pragma omp simd
-    for (int i = 0; i < kColumns; ++i) out[i] = narrow[i] - offset;
+    for (int i = 0; i < kColumns; ++i) take(i, narrow[i]);
   }
 };
 

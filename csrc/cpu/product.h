@@ -35,7 +35,7 @@ void multiply_by(const Product& c, const Source& source) {
   const Padded scale(c.scale, tiles.columns, strips * Kind::kColumns), bias(c.bias, tiles.columns, strips * Kind::kColumns);
   const Output out{c.out, c.out_dtype, tiles.columns, scale.data, bias.data,
                    may_stream(c.out, c.out_dtype, c.rows, tiles.columns)};
-  const int64_t list_size = Lists::capacity(panel, std::min<int64_t>(Kind::kDepth, tiles.length));
+  const int64_t list_size = Lists::capacity(panel, std::min(kTileDepth, tiles.length));
   const AlignedArray<uint16_t> offsets(threads * blocks * list_size);
   const AlignedArray<int32_t> starts(threads * blocks * (panel + 1)), events(threads * blocks * panel);
   const AlignedArray<typename Kind::Wide> sums(blocks > 1 ? threads * panel * Kind::kColumns : 0);
@@ -55,8 +55,10 @@ void multiply_by(const Product& c, const Source& source) {
     typename Kind::Wide* mine = blocks > 1 ? sums.data + me * panel * Kind::kColumns : nullptr;
     for (int64_t strip = share * strips / shares; strip < (share + 1) * strips / shares; ++strip)
       for (int64_t block = 0; block < blocks; ++block)
-        add_block<Kind>(static_cast<const char*>(c.weights) + tiles.offset(strip, block), lists(block), rows, mine,
-                        block == 0, block == blocks - 1, out, first, strip * Kind::kColumns);
+        add_block<Kind>(static_cast<const char*>(c.weights) + tiles.offset(strip, block), lists(block), rows, mine, block == 0,
+                        block == blocks - 1, [&](int64_t m, const typename Kind::Wide* sum) {
+                          out.write<Kind>(first + m, strip * Kind::kColumns, sum);
+                        });
   }
 }
 

@@ -35,7 +35,7 @@ struct Panels {
     rows = s.batch * s.out_height * s.out_width;
     if (c.pool_size == 0) {
       const int64_t most = std::max<int64_t>(1, kPanelRows / c.steps);
-      each = ceil_div(rows, ceil_div(ceil_div(rows, most), c.threads) * c.threads);
+      each = rows <= most ? rows : ceil_div(rows, ceil_div(ceil_div(rows, most), c.threads) * c.threads);
       bands = 1;
       number = ceil_div(rows, each);
     } else {
@@ -65,6 +65,19 @@ struct Panels {
   }
 };
 
+// Brings lines into the second-level cache, a share of them a call.
+struct Fetch {
+  const char* at;
+  const char* end;
+  int64_t share;
+
+  Fetch(const char* first, int64_t lines, int64_t calls) : at(first), end(first + lines * kLine), share(ceil_div(lines, calls) * kLine) {}
+
+  void more() {
+    for (const char* stop = std::min(end, at + share); at < stop; at += kLine) __builtin_prefetch(at, 0, 2);
+  }
+};
+
 struct SumsSlot;
 struct CurrentsSlot;
 struct MembranesSlot;
@@ -79,33 +92,35 @@ struct Worker {
   const SpikeLif& c;
   const Source& source;
   const float *scale, *bias;  // padded to whole strips
-  std::unique_ptr<Lists[]> lists;  // [steps, blocks]
-  Wide* sums;                      // [steps, panel rows, kColumns], where there are several blocks
-  float* currents;                 // [steps, panel rows, kColumns] with a pool, else [kRowsAtOnce, kColumns]
-  float* membranes;                // [kRowsAtOnce, kColumns]
+  Lists* lists;                    // [steps, blocks]
+  int64_t at_once;                 // rows that go through all steps and blocks together
+  Wide* sums;                      // [at_once, kColumns], where there are several blocks
+  float *currents, *membranes;     // [at_once, kColumns]
 
-  Worker(const SpikeLif& c, const Source& source, const Padded& scale, const Padded& bias, const Panels& panels)
-      : c(c), source(source), scale(scale.data), bias(bias.data), lists(new Lists[c.steps * c.tiles.blocks()]),
-        sums(kept<SumsSlot, Wide>(c.tiles.blocks() > 1 ? c.steps * panels.largest() * kColumns : 0)),
-        currents(kept<CurrentsSlot, float>((c.pool_size != 0 ? c.steps * panels.largest() : kRowsAtOnce) * kColumns)),
-        membranes(kept<MembranesSlot, float>(kRowsAtOnce * kColumns)) {}
+  Worker(const SpikeLif& c, const Source& source, const Padded& scale, const Padded& bias, const Panels& panels, Lists* lists)
+      : c(c), source(source), scale(scale.data), bias(bias.data), lists(lists),
+        at_once(c.pool_size != 0 || c.tiles.blocks() > 1 ? panels.largest() : std::min(kRowsAtOnce, panels.largest())),
+        sums(kept<SumsSlot, Wide>(c.tiles.blocks() > 1 ? at_once * kColumns : 0)),
+        currents(kept<CurrentsSlot, float>(at_once * kColumns)), membranes(kept<MembranesSlot, float>(at_once * kColumns)) {}
 
-  void decode(const Panel& panel) {
+  // Steps `begin` to `end`; the lists lie in this thread's memory until its next call.
+  void decode(const Panel& panel, int64_t begin, int64_t end) {
     const Tiles& tiles = c.tiles;
     const int64_t blocks = tiles.blocks(), step_rows = c.shape.batch * c.shape.out_height * c.shape.out_width;
     std::vector<typename Source::Panel> steps;
     int64_t events = 0;
-    for (int64_t t = 0; t < c.steps; ++t) {
+    for (int64_t t = begin; t < end; ++t) {
       steps.push_back(source.panel(tiles, t * step_rows + panel.first, panel.count));
       events += steps.back().events();
     }
-    const int64_t number = c.steps * blocks;
+    const int64_t number = (end - begin) * blocks;
     uint16_t* offsets = kept<OffsetsSlot, uint16_t>(events + 4 * panel.count * number + kSpill);
     int32_t* starts = kept<StartsSlot, int32_t>(number * (2 * panel.count + 1));
     for (int64_t i = 0; i < number; ++i) {
-      lists[i] = {offsets, starts, starts + panel.count + 1};
-      steps[i / blocks].decode(tiles, i % blocks, lists[i]);
-      offsets += int64_t{4} * lists[i].start[panel.count];
+      Lists& list = lists[begin * blocks + i];
+      list = {offsets, starts, starts + panel.count + 1};
+      steps[i / blocks].decode(tiles, i % blocks, list);
+      offsets += int64_t{4} * list.start[panel.count];
       starts += 2 * panel.count + 1;
     }
   }
@@ -115,72 +130,85 @@ struct Worker {
     return static_cast<const char*>(c.weights) + c.tiles.offset(strip, block);
   }
 
-  void strip(const Panel& panel, int64_t strip) {
-    const int64_t last = c.tiles.blocks() - 1, column = strip * kColumns, count = panel.count;
-    const Output to{currents, Dtype::f32, kColumns, scale + column, bias + column, false};
-    for (int64_t block = 0; block < last; ++block)
-      for (int64_t t = 0; t < c.steps; ++t)
-        add_block<Kind>(tile(strip, block), list(t, block), count, sums + t * count * kColumns, block == 0, false, to, 0, 0);
-    if (c.pool_size != 0) {
-      for (int64_t t = 0; t < c.steps; ++t)
-        add_block<Kind>(tile(strip, last), list(t, last), count, sums + t * count * kColumns, last == 0, true, to, t * count, 0);
-      fire_pooled(panel, column);
-      return;
-    }
-    for (int64_t first = 0; first < count; first += kRowsAtOnce) {
-      const int64_t rows = std::min(kRowsAtOnce, count - first);
-      std::fill(membranes, membranes + rows * kColumns, c.params.v_reset);
+  // `next` is the strip that this thread most likely takes next: its tiles are fetched meanwhile.
+  void strip(const Panel& panel, int64_t strip, int64_t next) {
+    const int64_t calls = ceil_div(panel.count, at_once) * c.steps * c.tiles.blocks();
+    Fetch fetch(tile(next, 0), next < c.tiles.strips() ? c.tiles.length + c.tiles.blocks() : 0, calls);
+    const int64_t last = c.tiles.blocks() - 1, column = strip * kColumns;
+    const auto finished = [to = currents, scale = scale + column, bias = bias + column](int64_t m, const Wide* sum) {
+      finish<Kind>(sum, scale, bias, to + m * kColumns);
+    };
+    for (int64_t first = 0; first < panel.count; first += at_once) {
+      const int64_t rows = std::min(at_once, panel.count - first);
+      std::fill(membranes, membranes + at_once * kColumns, c.params.v_reset);
       for (int64_t t = 0; t < c.steps; ++t) {
-        add_block<Kind>(tile(strip, last), list(t, last).from(first), rows, sums + (t * count + first) * kColumns, last == 0,
-                        true, to, 0, 0);
-        if (c.add != nullptr || c.currents != nullptr)
-          for (int64_t m = 0; m < rows; ++m) exchange(panel, t, first + m, column, currents + m * kColumns);
-        for (int64_t m = 0; m < rows; ++m)
-          fire(panel, t, first + m, column, currents + m * kColumns, membranes + m * kColumns);
+        for (int64_t block = 0; block <= last; ++block) {
+          fetch.more();
+          add_block<Kind>(tile(strip, block), list(t, block).from(first), rows, sums, block == 0, block == last, finished);
+        }
+        if (c.pool_size != 0) {
+          fire_pooled(panel, t, column);
+        } else {
+          if (c.add != nullptr || c.currents != nullptr) exchange(panel, t, first, rows, column);
+          fire(t, panel.out_first + first, rows, column, currents, membranes);
+        }
       }
     }
   }
 
-  void fire_pooled(const Panel& panel, int64_t column) {
+  void fire_pooled(const Panel& panel, int64_t t, int64_t column) {
     alignas(kLine) float largest[kColumns];
     for (int64_t m = 0; m < panel.out_count; ++m) {
-      std::fill(membranes, membranes + kColumns, c.params.v_reset);
-      for (int64_t t = 0; t < c.steps; ++t) {
-        pool(panel, t, m, largest);
-        fire(panel, t, m, column, largest, membranes);
-      }
+      pool(panel, m, largest);
+      fire(t, panel.out_first + m, 1, column, largest, membranes + m * kColumns);
     }
   }
 
-  void exchange(const Panel& panel, int64_t t, int64_t m, int64_t column, float* current) const {
+  // Adds the stream to the currents of `rows` rows from the panel's row `first` on, and keeps them.
+  void exchange(const Panel& panel, int64_t t, int64_t first, int64_t rows, int64_t column) const {
     const int64_t columns = c.tiles.columns, width = std::min<int64_t>(kColumns, columns - column);
-    const int64_t rows = c.shape.batch * c.shape.out_height * c.shape.out_width;
-    const int64_t at = (t * rows + panel.first + m) * columns + column;
-    if (c.add != nullptr)
+    const int64_t step_rows = c.shape.batch * c.shape.out_height * c.shape.out_width;
+    const int64_t at = (t * step_rows + panel.first + first) * columns + column;
+    const auto all = [&](int64_t width) {
+      for (int64_t m = 0; m < rows; ++m) {
+        float* current = currents + m * kColumns;
+        if (c.add != nullptr)
 #pragma omp simd
-      for (int64_t i = 0; i < width; ++i) current[i] += c.add[at + i];
-    if (c.currents != nullptr) memcpy(c.currents + at, current, static_cast<size_t>(width) * 4);
+          for (int64_t i = 0; i < width; ++i) current[i] += c.add[at + m * columns + i];
+        if (c.currents != nullptr) memcpy(c.currents + at + m * columns, current, static_cast<size_t>(width) * 4);
+      }
+    };
+    width == kColumns ? all(kColumns) : all(width);
   }
 
-  void fire(const Panel& panel, int64_t t, int64_t m, int64_t column, const float* current, float* v) const {
-    const int64_t row_words = words_per_row(c.tiles.columns), rows = c.shape.batch * c.pooled_height * c.pooled_width;
-    const int64_t width = std::min<int64_t>(kColumns, c.tiles.columns - column);
+  // One step of `rows` rows' neurons: membranes change, spikes go out as bits from row `row` of the output on.
+  void fire(int64_t t, int64_t row, int64_t rows, int64_t column, const float* current, float* v) const {
+    const int64_t row_words = words_per_row(c.tiles.columns), step_rows = c.shape.batch * c.pooled_height * c.pooled_width;
+    const int64_t width = c.tiles.columns - column, row_halves = 2 * row_words;
+    auto* to = reinterpret_cast<uint16_t*>(c.out + (t * step_rows + row) * row_words) + column / 16;
+    const LifParams params = c.params;
+    if (width > kColumns || (width == kColumns && column / 16 + kColumns / 16 == row_halves)) {
+      for (int64_t m = 0; m < rows; ++m) {
+        const uint64_t bits = fire_row<kColumns, decay_input, soft_reset>(current + m * kColumns, v + m * kColumns, params);
+        memcpy(to + m * row_halves, &bits, kColumns / 8);
+      }
+      return;
+    }
     const uint64_t inside = width < 64 ? (uint64_t{1} << width) - 1 : ~uint64_t{0};
-    const bool last = column + kColumns >= c.tiles.columns;  // then it also fills its row's last word
-    const int64_t halves = last ? 2 * row_words - column / 16 : kColumns / 16;
-    const uint64_t bits = fire_row<kColumns, decay_input, soft_reset>(current, v, c.params) & inside;
-    auto* to = reinterpret_cast<uint16_t*>(c.out + (t * rows + panel.out_first + m) * row_words) + column / 16;
-    for (int64_t i = 0; i < halves; ++i) to[i] = static_cast<uint16_t>(bits >> (16 * i));
+    for (int64_t m = 0; m < rows; ++m) {  // the last columns also fill their row's last word
+      const uint64_t bits = fire_row<kColumns, decay_input, soft_reset>(current + m * kColumns, v + m * kColumns, params) & inside;
+      for (int64_t i = 0; i < row_halves - column / 16; ++i) to[m * row_halves + i] = static_cast<uint16_t>(bits >> (16 * i));
+    }
   }
 
-  void pool(const Panel& panel, int64_t t, int64_t m, float* largest) const {
+  void pool(const Panel& panel, int64_t m, float* largest) const {
     const Conv2d& s = c.shape;
     const int64_t top = (panel.out_top + m / c.pooled_width) * c.pool_stride - c.pool_padding;
     const int64_t left = m % c.pooled_width * c.pool_stride - c.pool_padding;
     std::fill(largest, largest + kColumns, -std::numeric_limits<float>::infinity());
     for (int64_t y = std::max<int64_t>(0, top); y < std::min(s.out_height, top + c.pool_size); ++y)
       for (int64_t x = std::max<int64_t>(0, left); x < std::min(s.out_width, left + c.pool_size); ++x) {
-        const float* row = currents + (t * panel.count + (y - panel.top) * s.out_width + x) * kColumns;
+        const float* row = currents + ((y - panel.top) * s.out_width + x) * kColumns;
 #pragma omp simd
         for (int i = 0; i < kColumns; ++i) largest[i] = row[i] > largest[i] || row[i] != row[i] ? row[i] : largest[i];
       }
@@ -194,16 +222,32 @@ void run(const SpikeLif& c, const Source& source) {
   const Padded bias(c.bias, c.tiles.columns, strips * Kind::kColumns);
   const Panels panels(c);
   const int threads = c.steps * panels.rows * strips < 64 ? 1 : c.threads;
+  const int64_t lists = c.steps * c.tiles.blocks();
+  if (panels.number == 1 && strips >= 2 * threads) {  // they decode it together and share its strips
+    const std::unique_ptr<Lists[]> shared(new Lists[lists]);
+    const Panel panel = panels[0];
+#pragma omp parallel num_threads(threads)
+    {
+      Worker<Kind, decay_input, soft_reset, Source> worker(c, source, scale, bias, panels, shared.get());
+      const int64_t me = thread_index(), team = team_size();
+      worker.decode(panel, me * c.steps / team, (me + 1) * c.steps / team);
+#pragma omp barrier
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t i = 0; i < strips; ++i) worker.strip(panel, i, i + team);
+    }
+    return;
+  }
   const int64_t shares = std::min<int64_t>(strips, ceil_div(threads, panels.number));
 #pragma omp parallel num_threads(threads)
   {
-    Worker<Kind, decay_input, soft_reset, Source> worker(c, source, scale, bias, panels);
+    const std::unique_ptr<Lists[]> own(new Lists[lists]);
+    Worker<Kind, decay_input, soft_reset, Source> worker(c, source, scale, bias, panels, own.get());
 #pragma omp for schedule(dynamic, 1)
     for (int64_t job = 0; job < panels.number * shares; ++job) {
       const Panel panel = panels[job / shares];
       const int64_t share = job % shares;
-      worker.decode(panel);
-      for (int64_t i = share * strips / shares; i < (share + 1) * strips / shares; ++i) worker.strip(panel, i);
+      worker.decode(panel, 0, c.steps);
+      for (int64_t i = share * strips / shares; i < (share + 1) * strips / shares; ++i) worker.strip(panel, i, i + 1);
     }
   }
 }

@@ -12,9 +12,9 @@ enum class WeightKind : int { f32 = 0, i16 = 1, i8 = 2 };
 
 // Columns of a tile (one cache line of a row) and rows of a tile.
 inline int64_t tile_columns(WeightKind kind) { return kind == WeightKind::f32 ? 16 : kind == WeightKind::i16 ? 32 : 64; }
-inline int64_t tile_depth(WeightKind kind) { return kind == WeightKind::i8 ? 256 : 384; }
+constexpr int64_t kTileDepth = 384;
 
-// Weights [length, columns] as tiles: per strip of tile_columns columns, per block of at most tile_depth rows, its rows' lines
+// Weights [length, columns] as tiles: per strip of tile_columns columns, per block of at most kTileDepth rows, its rows' lines
 // and a line of zeros. A tap's rows (a convolution's channels at one place of its window; all rows of a matrix) either lie in
 // one block, with as many other taps as there is room for, or are split into parts of whole bytes of spikes.
 // spikeclip/ops/weights.py has the same rule.
@@ -22,9 +22,9 @@ struct Tiles {
   WeightKind kind;
   int64_t length, columns, tap;
 
-  int64_t parts() const { return (tap + tile_depth(kind) - 1) / tile_depth(kind); }
+  int64_t parts() const { return (tap + kTileDepth - 1) / kTileDepth; }
   int64_t part() const { return ((tap + parts() - 1) / parts() + 7) / 8 * 8; }  // rows, where there are several
-  int64_t group() const { return tile_depth(kind) / tap; }                      // taps of a block, where there is one part
+  int64_t group() const { return kTileDepth / tap; }                      // taps of a block, where there is one part
   int64_t blocks() const { return parts() > 1 ? length / tap * parts() : (length / tap + group() - 1) / group(); }
   int64_t strips() const { return (columns + tile_columns(kind) - 1) / tile_columns(kind); }
   int64_t block_start(int64_t block) const {

@@ -21,7 +21,7 @@ struct WeightGradient {
 // number of threads.
 template <typename Source>
 void weight_gradient(const WeightGradient& c, const Source& source) {
-  constexpr int64_t kDepth = Float32::kDepth, kColumns = Float32::kColumns, kBlocksAtOnce = 24;
+  constexpr int64_t kDepth = kTileDepth, kColumns = Float32::kColumns, kBlocksAtOnce = 24;
   const int64_t strips = ceil_div(c.columns, kColumns), blocks = ceil_div(c.rows, kDepth), stride = words_per_row(c.length);
   const int64_t at_once = std::min(blocks, kBlocksAtOnce), padded = ceil_div(c.length, 64) * 64;
   const int64_t list_size = Lists::capacity(padded, kDepth);
@@ -59,7 +59,8 @@ void weight_gradient(const WeightGradient& c, const Source& source) {
             if (row != line) memcpy(line, row, static_cast<size_t>(width) * 4);
           }
           add_block<Float32>(tile.data, lists(slot), c.length, sums.data + strip * c.length * kColumns, done + slot == 0,
-                             done + slot == blocks - 1, out, 0, column);
+                             done + slot == blocks - 1,
+                             [&](int64_t m, const float* sum) { out.write<Float32>(m, column, sum); });
         }
       }
     }
