@@ -134,15 +134,10 @@ struct Output {
     alignas(kLine) float values[Kind::kColumns];
     finish<Kind>(sums, scale + column, bias + column, values);
     const int64_t here = row * columns + column, width = std::min<int64_t>(Kind::kColumns, columns - column);
-    if (dtype != Dtype::f32) return store_row(data, dtype, here, width, values);
-    float* to = static_cast<float*>(data) + here;
-    if (width < Kind::kColumns) {
-      memcpy(to, values, static_cast<size_t>(width) * 4);
-    } else if (stream) {
-      for (int i = 0; i < Kind::kColumns; i += 16) stream_line(to + i, values + i);
-    } else {
-      memcpy(to, values, sizeof values);
-    }
+    if (dtype == Dtype::f32)
+      memcpy(static_cast<float*>(data) + here, values, static_cast<size_t>(width) * 4);
+    else
+      store_row(data, dtype, here, width, values);
   }
 };
 
@@ -170,6 +165,27 @@ void add_block(const char* tile, const Lists& lists, int64_t rows, typename Kind
         memcpy(kept, sum, sizeof sum);
     }
   });
+}
+
+// The same, with rows from `row` on of an output for the last block's, in columns from `column` on.
+template <typename Kind>
+void add_block(const char* tile, const Lists& lists, int64_t rows, typename Kind::Wide* sums, bool first, bool last,
+               const Output& out, int64_t row, int64_t column) {
+  using Wide = typename Kind::Wide;
+  const float *scale = out.scale + column, *bias = out.bias + column;
+  const int64_t columns = out.columns;
+  float* to = static_cast<float*>(out.data) + row * columns + column;
+  if (out.dtype != Dtype::f32 || column + Kind::kColumns > columns)
+    add_block<Kind>(tile, lists, rows, sums, first, last, [&](int64_t m, const Wide* sum) { out.write<Kind>(row + m, column, sum); });
+  else if (out.stream)
+    add_block<Kind>(tile, lists, rows, sums, first, last, [=](int64_t m, const Wide* sum) {
+      alignas(kLine) float values[Kind::kColumns];
+      finish<Kind>(sum, scale, bias, values);
+      for (int i = 0; i < Kind::kColumns; i += 16) stream_line(to + m * columns + i, values + i);
+    });
+  else
+    add_block<Kind>(tile, lists, rows, sums, first, last,
+                    [=](int64_t m, const Wide* sum) { finish<Kind>(sum, scale, bias, to + m * columns); });
 }
 
 // Where packed rows come from: memory, as they are. A source gives rows of bits, or a panel of rows that becomes lists.

@@ -55,10 +55,8 @@ void multiply_by(const Product& c, const Source& source) {
     typename Kind::Wide* mine = blocks > 1 ? sums.data + me * panel * Kind::kColumns : nullptr;
     for (int64_t strip = share * strips / shares; strip < (share + 1) * strips / shares; ++strip)
       for (int64_t block = 0; block < blocks; ++block)
-        add_block<Kind>(static_cast<const char*>(c.weights) + tiles.offset(strip, block), lists(block), rows, mine, block == 0,
-                        block == blocks - 1, [&](int64_t m, const typename Kind::Wide* sum) {
-                          out.write<Kind>(first + m, strip * Kind::kColumns, sum);
-                        });
+        add_block<Kind>(static_cast<const char*>(c.weights) + tiles.offset(strip, block), lists(block), rows, mine,
+                        block == 0, block == blocks - 1, out, first, strip * Kind::kColumns);
   }
 }
 

@@ -59,8 +59,7 @@ void weight_gradient(const WeightGradient& c, const Source& source) {
             if (row != line) memcpy(line, row, static_cast<size_t>(width) * 4);
           }
           add_block<Float32>(tile.data, lists(slot), c.length, sums.data + strip * c.length * kColumns, done + slot == 0,
-                             done + slot == blocks - 1,
-                             [&](int64_t m, const float* sum) { out.write<Float32>(m, column, sum); });
+                             done + slot == blocks - 1, out, 0, column);
         }
       }
     }

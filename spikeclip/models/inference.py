@@ -115,8 +115,7 @@ class _Block(nn.Module):
 
 
 def _thirds(spikes: PackedSpikes) -> list[PackedSpikes]:
-    words = spikes.words.unflatten(-1, (3, -1))
-    return [PackedSpikes.trusted(words[..., i, :], spikes.length // 3) for i in range(3)]
+    return [PackedSpikes.trusted(words, spikes.length // 3) for words in spikes.words.chunk(3, -1)]
 
 
 class ImageInference(nn.Module):

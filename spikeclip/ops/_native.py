@@ -22,7 +22,9 @@ def pointer(tensor: Tensor | None) -> int:
 
 
 def as_float(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.to(torch.float32).contiguous()
+    if x is None or (x.dtype == torch.float32 and x.is_contiguous()):
+        return x
+    return x.to(torch.float32).contiguous()
 
 
 class Native:

@@ -88,9 +88,11 @@ def lif(
         if x.dim() < 2:
             raise ValueError(f"x must have shape [T, ..., K] for packed spikes; got {list(x.shape)}")
         x, v0 = _contiguous_steps(x), None if v0 is None else v0.to(compute_dtype(x)).contiguous()
+        learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, v0, tau_tensor))
         neuron = (v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
-        words, v_last, edge = _LifPacked.apply(x, v0, tau, tau_tensor, *neuron, torch.int32, backend)
-        return PackedSpikes.trusted(words, x.shape[-1], edge), v_last
+        run = _LifPacked.apply if learns else _lif_fwd
+        words, v_last, *edge = run(x, v0, tau, tau_tensor, *neuron, torch.int32, backend)
+        return PackedSpikes.trusted(words, x.shape[-1], *edge), v_last
     x = _time_major(x)
     if v0 is not None:
         v0 = _laid_out_as(v0.to(compute_dtype(x)), x[0])

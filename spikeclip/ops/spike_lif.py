@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from ._density import event_driven, sampled_density
+from ._density import event_driven
 from .lif import check_neuron, check_tau
 from .max_pool import check_pool
 from .packed import PackedSpikes, word_count
@@ -211,5 +211,4 @@ def _run(s, w, bias, window, pool, shape, add, currents, tau, v_threshold, v_res
 
 
 def _sparse(s: PackedSpikes, w: SpikeWeights, functions) -> bool:
-    rows = s.words.flatten(0, -2)
-    return event_driven(sampled_density(rows, s.length, functions.count), w.values.dtype, torch.float32, rows.shape[0])
+    return event_driven(s.words.flatten(0, -2), s.length, w.values.dtype, torch.float32, functions.count)

@@ -8,7 +8,7 @@ from torch import Tensor
 from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
 from ._dense import dense_product
-from ._density import dense_dtype, event_driven, sampled_density
+from ._density import dense_dtype, event_driven
 from ._dtypes import FLOATS, compute_dtype
 from .packed import PackedSpikes, check_spikes, pack, word_count
 from .weights import SpikeWeights
@@ -107,7 +107,7 @@ def goes_dense(backend: str, name: str, s: Tensor, length: int, weights: torch.d
     """Whether ``auto`` leaves the event-driven kernel for a product in ``dense``; s is [M, K], or words [M, W]."""
     if backend != "auto" or name != "cpu" or not s.numel():
         return False
-    return not event_driven(sampled_density(s, length, functions.count), weights, dense, s.shape[0])
+    return not event_driven(s, length, weights, dense, functions.count)
 
 
 def _rows(x: Tensor) -> Tensor:

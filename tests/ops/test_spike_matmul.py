@@ -8,7 +8,7 @@ import pytest
 import torch
 from compare import assert_error_bounded
 
-from spikeclip.ops import _backends, pack_spikes, prepare_weights, spike_matmul
+from spikeclip.ops import _backends, pack_spikes, prepare_weights, reference, spike_matmul
 from spikeclip.ops._density import event_driven
 
 INTERPRETED = _backends.triton_interpreted()
@@ -178,8 +178,16 @@ def test_ten_thousand_calls_leave_no_memory_behind():
 
 
 def test_auto_goes_dense_where_spikes_are_dense_and_stays_right():
-    kind = (torch.float32, torch.float32)
-    assert event_driven(0.1, *kind, 1000) and not event_driven(0.9, *kind, 1000) and event_driven(0.9, *kind, 3)
+    for rows, density, kind, wanted in (
+        (1000, 0.1, torch.float32, True),
+        (1000, 0.9, torch.float32, False),
+        (5000, 0.9, torch.float32, False),
+        (3, 0.9, torch.float32, True),
+        (1000, 0.9, torch.int8, True),
+    ):
+        spikes = torch.rand(rows, 100) < density
+        assert event_driven(spikes, 100, kind, torch.float32, None) is wanted
+        assert event_driven(pack_spikes(spikes).words, 100, kind, torch.float32, reference.count) is wanted
     for density in (0.0, 0.1, 0.6, 1.0):
         s, w, bias = tensors(200, 384, 64, density)
         for spikes in (s, pack_spikes(s)):
