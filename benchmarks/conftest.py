@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+torch.backends.cudnn.allow_tf32 = False  # a peer's float32 convolution multiplies float32, as its matrix products and ours do
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):

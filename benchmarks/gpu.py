@@ -2,10 +2,10 @@
 
 Installs the sources in place (with ``--wheels``, first the wheels of a folder as they are), runs the op tests on every backend
 of the device, times the cases against the peers that are installed, and writes gpu.json and gpu.md into ``benchmarks/results``
-and, with ``--out``, there, with all output in gpu.log. Cases come in order of worth and are kept file by file; what has not
-ended after ``--minutes`` is cut off, and said to be. Needs torch, triton, nvcc, setuptools, pybind11, ninja, pytest and
-pytest-benchmark. Exit code 2 without a CUDA device, 1 when the build, a test or a benchmark fails or runs out of time: no speed
-is measured on a red test.
+and, with ``--out``, there, with all output in gpu.log. Cases come in order of worth and are kept command by command; what has
+not ended after ``--minutes`` is cut off, and said to be. Needs torch, triton, nvcc, setuptools, pybind11, ninja, hypothesis,
+pytest, pytest-benchmark and open_clip_torch, which needs ftfy and wcwidth. Exit code 2 without a CUDA device, 1 when the build,
+a test or a benchmark fails or runs out of time: no speed is measured on a red test.
 """
 
 from __future__ import annotations
@@ -23,8 +23,25 @@ from typing import TextIO
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-CASES = ("test_towers_gpu.py", "test_spikes_gpu.py", "test_lif.py", "test_towers.py", "test_spikes.py")
-MEASURE = "import sys; from run import add; add('gpu', 'CUDA', {}, sys.argv[1:], ['--benchmark-max-time=0.5'])"
+NEEDED = "import hypothesis, ninja, open_clip, pybind11, pytest_benchmark, setuptools, triton"
+CASES = (  # file, pytest's -k, and a guess at the seconds, of which ten are Python's start
+    ("test_towers_gpu.py", "answering"),  # 40
+    ("test_towers_gpu.py", "4-384 and bfloat16 and not compile"),  # 40
+    ("test_towers_gpu.py", "4-384 and float32 and not compile"),  # 40
+    ("test_towers_gpu.py", "8-512-64 and bfloat16 and not compile"),  # 25
+    ("test_towers_gpu.py", "8-512-64 and float32 and not compile"),  # 35
+    ("test_towers_gpu.py", "8-512-256 and bfloat16"),  # 30
+    ("test_towers_gpu.py", "8-512-256 and float32"),  # 90
+    ("test_spikes_gpu.py", ""),  # 60
+    ("test_lif.py", "not compile"),  # 40
+    ("test_towers_gpu.py", "4-384 and bfloat16 and compile"),  # 70, as the next three
+    ("test_towers_gpu.py", "4-384 and float32 and compile"),
+    ("test_towers_gpu.py", "8-512 and bfloat16 and compile"),
+    ("test_towers_gpu.py", "8-512 and float32 and compile"),
+    ("test_lif.py", "compile"),  # 60
+    ("test_towers.py", ""),  # 300
+)
+MEASURE = "import sys; from run import add; add('gpu', 'CUDA', {}, sys.argv[1:2], sys.argv[2:])"
 TESTS = ("-m", "pytest", "-q", "--tb=short", "--maxfail=40", "-k", "not in_its_interpreter")
 
 
@@ -46,7 +63,8 @@ class Steps:
             self.say(f"== {what}: left out, no time left\n")
             self.failed = True
             return False
-        options = {"cwd": folder, "env": {**os.environ, **settings}, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **settings}  # what is cut off has said how far it came
+        options = {"cwd": folder, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         options |= {"text": True, "start_new_session": True}
         running = [subprocess.Popen([sys.executable, *command], **options) for command in commands]
         well = True
@@ -69,7 +87,7 @@ def main() -> None:
     parser.add_argument("--wheels", type=Path)
     parser.add_argument("--minutes", type=float, default=9.0)
     given = parser.parse_args()
-    wheels = sorted(map(str, given.wheels.glob("*.whl"))) if given.wheels else []
+    wheels = sorted(map(str, given.wheels.resolve().glob("*.whl"))) if given.wheels else []
     if given.wheels and not wheels:
         parser.error(f"--wheels must be a folder with wheels; got {given.wheels}")
 
@@ -81,21 +99,25 @@ def main() -> None:
     major, minor = torch.cuda.get_device_capability()
     arch = f"{major}{minor}a" if major >= 9 else f"{major}{minor}"
     install = ("-m", "pip", "install", "-q", "--no-deps", "--no-index")
-    given.out.mkdir(parents=True, exist_ok=True)
-    with open(given.out / "gpu.log", "w") as log:
+    out, results = given.out.resolve(), HERE / "results"
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "gpu.log", "w") as log:
         steps = Steps(log, given.minutes)
         ready = not wheels or steps.run("carried wheels", [(*install, *wheels)])
+        ready = ready and steps.run("what is needed", [("-c", NEEDED)])
         build = (*install, "--no-build-isolation", "-e", str(ROOT))
         ready = ready and steps.run("build", [build], SPIKECLIP_CUDA="1", SPIKECLIP_CUDA_ARCHS=arch)
         tell = ("-c", "from spikeclip.ops._backends import built; print(*built(), sep='\\n')")
         files = [*sorted(ROOT.glob("tests/ops/test_*.py")), ROOT / "tests/models/test_inference.py"]
-        if ready and steps.run("what was built", [tell]) and steps.run("tests", [(*TESTS, str(file)) for file in files]):
+        ready = ready and steps.run("what was built", [tell])
+        if ready and steps.run("tests", [(*TESTS, str(file)) for file in files], OMP_NUM_THREADS="2"):
             for name in ("gpu.json", "gpu.md"):
-                (HERE / "results" / name).unlink(missing_ok=True)
-            for case in CASES:
-                if steps.run(case, [("-c", MEASURE, case)], HERE) and given.out != HERE / "results":
+                (results / name).unlink(missing_ok=True)
+            for file, words in CASES:
+                measure = ("-c", MEASURE, file, "-k", words, "--benchmark-max-time=0.5")
+                if steps.run(f"{file} {words}", [measure], HERE) and out != results:
                     for name in ("gpu.json", "gpu.md"):
-                        shutil.copy(HERE / "results" / name, given.out)
+                        shutil.copy(results / name, out)
     sys.exit(steps.failed)
 
 

@@ -38,14 +38,19 @@ def mean_rate(tower: SpikingImageEncoder, images: Tensor) -> float:
 
 
 @torch.no_grad()
-def fire_at(tower: SpikingImageEncoder, images: Tensor, rate: float) -> SpikingImageEncoder:
-    """Shift the norms' biases, and the attention's thresholds, until every layer fires at ``rate`` on ``images``."""
+def settled(tower: SpikingImageEncoder, images: Tensor) -> SpikingImageEncoder:
+    """``tower`` with the running statistics of ``images``: evaluation then fires as training does."""
     for norm in tower.modules():
         if isinstance(norm, nn.modules.batchnorm._NormBase):
             norm.momentum = 1.0
-    tower.train()(images)  # running statistics of these images
-    tower.eval()
-    tokenizer = tower.tokenizer
+    tower.train()(images)
+    return tower.eval()
+
+
+@torch.no_grad()
+def fire_at(tower: SpikingImageEncoder, images: Tensor, rate: float) -> SpikingImageEncoder:
+    """Shift the norms' biases, and the attention's thresholds, until every layer fires at ``rate`` on ``images``."""
+    tokenizer = settled(tower, images).tokenizer
 
     def shift(norm: nn.Module, currents: Tensor, neuron: nn.Module) -> None:
         norm.bias += _bisect(lambda c: _rate(currents + c, neuron, neuron.v_threshold) >= rate, -20.0, 20.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 
@@ -63,9 +62,9 @@ def table(runs: list[dict]) -> str:
             cells = [who + (f", {dtype}" if several else "") + (f", {density:.0%} firing" if _varies(name, names) else "")]
             for run in rows:
                 mine = next((row["median_ms"] for row in run if _name(row) == name), None)
-                base = min((row["median_ms"] for row in run if _is_base(row, against)), default=math.nan)
-                ratio = None if mine is None else base / mine if against else mine / base
-                cells += ["-", "-"] if mine is None else [f"{mine:.3g}", f"{ratio:.2f}"]
+                base = min((row["median_ms"] for row in run if _is_base(row, against)), default=None)
+                ratio = None if None in (mine, base) else base / mine if against else mine / base
+                cells += ["-" if mine is None else f"{mine:.3g}", "-" if ratio is None else f"{ratio:.2f}"]
             for wanted, key in ((saves, "saved_megabytes"), (peaks, "peak_megabytes")):
                 if wanted:
                     figure = next((row.get(key) for row in rows[0] if _name(row) == name), None)

@@ -26,7 +26,7 @@ KINDS = {
     "products of spikes, forward": ("spike_matmul", "spike_conv2d"),
     "their weights' gradient": ("spike_matmul_dw", "spike_conv2d_dw"),
     "their spikes' gradient, dense, and the first convolution": ("convolution_backward", "mkldnn_convolution", "mm", "addmm"),
-    "the spikes' gradient of 3x3 convolutions, by Winograd": ("spike_conv2d_ds",),
+    "the spikes' gradient of convolutions, by Winograd where that pays": ("spike_conv2d_ds",),
     "BatchNorm and LIF as one": ("bn_stats", "bn_lif_fwd", "bn_lif_bwd"),
     "max-pool": ("max_pool", "max_pool_bwd", "max_pool2d_with_indices", "max_pool2d_with_indices_backward"),
     "LIF alone": ("lif_fwd", "lif_bwd"),

@@ -3,10 +3,13 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+
+from spikeclip.nn import FiringRates
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -51,6 +54,15 @@ def test_where_dense_products_are_timed_ratios_are_against_the_fastest_of_them(t
     ]
 
 
+def test_without_our_float32_row_there_is_no_ratio(tmp_path):
+    report = load("report")
+    rows = [result("spikeclip", 0.002, "bfloat16"), result("peer", 0.004, "float32")]
+    run = {"datetime": "d", "commit_info": {"id": "c", "dirty": False}, "machine_info": {}, "benchmarks": rows}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    lines = report.table([report.compact(tmp_path / "run.json", "CUDA")]).splitlines()
+    assert lines[4:] == ["| spikeclip, bfloat16 | 2 | - |", "| peer, float32 | 4 | - |"]
+
+
 def test_every_peer_that_is_installed_computes_our_neuron():
     peers = load("peers")
     x = torch.randn(5, 300) + 0.3
@@ -83,6 +95,29 @@ def test_a_step_of_the_gpu_script_that_is_out_of_time_ends_with_what_it_started(
     assert time.monotonic() - begun < 30  # the sleeper holds the pipe for as long as it lives
     text = (tmp_path / "log").read_text()
     assert "cut off: no time left" in text and "next: left out" in text
+
+
+def test_every_case_for_the_gpu_is_in_one_command():
+    cases = load("gpu").CASES
+    commands = [*cases, *((file, "") for file in {file for file, _ in cases})]
+    collect = "import json, pytest, sys; commands = json.loads(sys.argv[1]); "
+    collect += "sys.exit(max(pytest.main(['--collect-only', '-q', file, '-k', words]) for file, words in commands))"
+    options = {"cwd": BENCHMARKS, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", collect, json.dumps(commands)], **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    times = Counter(line for line in done.stdout.splitlines() if "::" in line)
+    assert set(times.values()) == {2}, [case for case, count in times.items() if count != 2]
+
+
+def test_a_settled_tower_fires_in_evaluation_as_in_training():
+    rates = load("rates")
+    tower, images = rates.fresh("spikeclip-demo"), torch.rand(8, 3, 32, 32)
+    unsettled = rates.mean_rate(tower, images)
+    with FiringRates(tower) as watch:
+        rates.settled(tower, images)
+    training = torch.stack([layer.mean() for layer in watch.rates().values()]).mean().item()
+    assert rates.mean_rate(tower, images) == pytest.approx(training, rel=0.02)
+    assert unsettled != pytest.approx(training, rel=0.1)
 
 
 def test_answers_have_images_and_synops_a_second(tmp_path):
