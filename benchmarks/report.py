@@ -51,7 +51,7 @@ def table(runs: list[dict]) -> str:
         peaks = any("peak_megabytes" in row for row in rows[0])
         heads += ["most memory at once, MB"] if peaks else []
         answers = any("images" in row for row in rows[0])
-        heads += ["images a second | M SynOps an image | G SynOps a second"] if answers else []
+        heads += ["images a second | M SynOps an image | G SynOps a second | least cosine with the tower"] if answers else []
         roofs = any("roof" in row for row in rows[0])
         heads += ["share of roof | extra memory, MB"] if roofs else []
         lines += [f"**{group}**", "", "| | " + " | ".join(heads) + " |", "|---" * (1 + " | ".join(heads).count("|") + 1) + "|"]
@@ -70,7 +70,7 @@ def table(runs: list[dict]) -> str:
                     figure = next((row.get(key) for row in rows[0] if _name(row) == name), None)
                     cells.append("-" if figure is None else f"{figure:.0f}")
             if answers:
-                cells += _throughput(next(row for row in rows[0] if _name(row) == name))
+                cells += _answers(next(row for row in rows[0] if _name(row) == name))
             if roofs:
                 row = next(row for row in rows[0] if _name(row) == name)
                 cells += [f"{row['roof']:.0%}" if "roof" in row else "-", f"{row['memory'] / 1e6:.1f}"]
@@ -79,12 +79,11 @@ def table(runs: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _throughput(row: dict) -> list[str]:
-    """Speed and cost side by side; an ANN makes no SynOps."""
+def _answers(row: dict) -> list[str]:
+    """Speed and cost side by side, and what the weights' type does to the worst picture; an ANN makes no SynOps."""
     a_second = row["images"] / row["median_ms"] * 1e3
-    if row["synops"] is None:
-        return [f"{a_second:.0f}", "-", "-"]
-    return [f"{a_second:.0f}", f"{row['synops'] / 1e6:.1f}", f"{a_second * row['synops'] / 1e9:.1f}"]
+    synops = ["-", "-"] if row["synops"] is None else [f"{row['synops'] / 1e6:.1f}", f"{a_second * row['synops'] / 1e9:.1f}"]
+    return [f"{a_second:.0f}", *synops, f"{row['cosine']:.3f}" if "cosine" in row else "-"]
 
 
 def _name(row: dict) -> tuple[str, str, float | None]:

@@ -11,7 +11,7 @@ from memory import saved_bytes
 from peers import Missing
 from rates import fire_at, fresh, mean_rate, trained
 from torch.nn import functional as F
-from towers import ANSWERING, TRAINING, check_same_network
+from towers import ANSWERING, TRAINING, check_same_network, dequantized
 
 from spikeclip.energy import profile
 from spikeclip.training.compositions import render
@@ -102,8 +102,10 @@ def test_answering(benchmark, firing, synops, images, who, density, batch):
     x = images[:batch]
     model = make(ANSWERING, who, tower)
     if who.startswith("spikeclip"):
-        cosines = F.cosine_similarity(model(x), tower(x))
-        assert cosines.min() > {"spikeclip, int8": 0.8, "spikeclip, int16": 0.9}.get(who, 0.97), cosines.min()
+        got = model(x)
+        same = F.cosine_similarity(got, dequantized(model, tower)(x) if "int" in who else tower(x)).min()
+        assert same > 0.97, same  # of every picture; rounding turns spikes
+        benchmark.extra_info["cosine"] = F.cosine_similarity(got, tower(x)).min().item()
     elif "ANN" not in who:
         check_same_network(model, tower, images)
     with torch.no_grad():

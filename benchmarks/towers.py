@@ -15,6 +15,7 @@ from peers import Neuron, plain_loop, snntorch_module, spikingjelly_lif
 from torch import Tensor, nn
 
 from spikeclip.energy.twin import PlainTower, ann_twin
+from spikeclip.models.inference import FoldedWeights, ImageInference
 from spikeclip.models.vision import SpikingImageEncoder
 from spikeclip.training.compositions import render
 
@@ -106,6 +107,16 @@ def check_same_network(model, tower, images):
     plain = copy.deepcopy(getattr(model, "_orig_mod", model)).double().eval()
     few = images[:2].double()
     torch.testing.assert_close(plain(few), copy.deepcopy(tower).double().eval()(few), rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def dequantized(ready: ImageInference, tower: SpikingImageEncoder) -> ImageInference:
+    """``ready``, of integer weights, in float32: with the numbers that these stand for."""
+    plain = tower.for_inference("fp32")
+    for mine, theirs in zip(plain.modules(), ready.modules(), strict=True):
+        if isinstance(mine, FoldedWeights):
+            mine.load_state_dict({"values": theirs().dequantize(), "bias": theirs.bias})
+    return plain
 
 
 TRAINING = {

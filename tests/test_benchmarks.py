@@ -120,13 +120,14 @@ def test_a_settled_tower_fires_in_evaluation_as_in_training():
     assert unsettled != pytest.approx(training, rel=0.1)
 
 
-def test_answers_have_images_and_synops_a_second(tmp_path):
+def test_answers_have_images_and_synops_a_second_and_a_cosine(tmp_path):
     report = load("report")
     rows = [result("spikeclip", 0.5), result("ANN twin", 0.25)]
-    for row, synops in zip(rows, (2e6, None), strict=True):
-        row["extra_info"] = {"images": 32, "synops": synops}
+    rows[0]["extra_info"] = {"images": 32, "synops": 2e6, "cosine": 0.98765}
+    rows[1]["extra_info"] = {"images": 32, "synops": None}
     run = {"datetime": "d", "commit_info": {"id": "c", "dirty": False}, "machine_info": {}, "benchmarks": rows}
     (tmp_path / "run.json").write_text(json.dumps(run))
     lines = report.table([report.compact(tmp_path / "run.json", "kept")]).splitlines()
-    assert lines[2].endswith("| images a second | M SynOps an image | G SynOps a second |")
-    assert lines[4].endswith("| 64 | 2.0 | 0.1 |") and lines[5].endswith("| 128 | - | - |")
+    heads = "| images a second | M SynOps an image | G SynOps a second | least cosine with the tower |"
+    assert lines[2].endswith(heads)
+    assert lines[4].endswith("| 64 | 2.0 | 0.1 | 0.988 |") and lines[5].endswith("| 128 | - | - | - |")

@@ -22,8 +22,11 @@ struct WeightGradient {
 template <typename Source>
 void weight_gradient(const WeightGradient& c, const Source& source) {
   constexpr int64_t kDepth = kTileDepth, kColumns = Float32::kColumns, kBlocksAtOnce = 24;
+  constexpr int64_t kStrips = 4, kTile = (kDepth + 1) * kLine;  // strips of dy that a thread reads together, and bytes of each
   const int64_t strips = ceil_div(c.columns, kColumns), blocks = ceil_div(c.rows, kDepth), stride = words_per_row(c.length);
   const int64_t at_once = std::min(blocks, kBlocksAtOnce), padded = ceil_div(c.length, 64) * 64;
+  const int64_t size = c.dy_dtype == Dtype::f32 ? 4 : 2;  // of an element of dy
+  const int64_t together = std::clamp<int64_t>(strips / (2 * c.threads), 1, kStrips);
   const int64_t list_size = Lists::capacity(padded, kDepth);
   const AlignedArray<uint16_t> offsets(at_once * list_size);
   const AlignedArray<int32_t> starts(at_once * (padded + 1)), events(at_once * padded);
@@ -46,20 +49,27 @@ void weight_gradient(const WeightGradient& c, const Source& source) {
         lists(slot).decode(reinterpret_cast<const uint8_t*>(columns.data), kDepth / 8, ceil_div(rows, 8), c.length,
                            static_cast<uint16_t>(kDepth * kLine));
       }
-      const AlignedArray<char> tile((kDepth + 1) * kLine);
-      memset(tile.data, 0, (kDepth + 1) * kLine);
+      const AlignedArray<char> tiles(together * kTile);
+      memset(tiles.data, 0, static_cast<size_t>(together * kTile));
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t strip = 0; strip < strips; ++strip) {
-        const int64_t column = strip * kColumns, width = std::min(kColumns, c.columns - column);
+      for (int64_t begin = 0; begin < strips; begin += together) {
+        const int64_t end = std::min(strips, begin + together), width = std::min(end * kColumns, c.columns) - begin * kColumns;
         for (int64_t slot = 0; slot < now; ++slot) {
           const int64_t first = (done + slot) * kDepth, rows = std::min(kDepth, c.rows - first);
           for (int64_t r = 0; r < rows; ++r) {
-            float* line = reinterpret_cast<float*>(tile.data + r * kLine);
-            const float* row = load_row(c.dy, c.dy_dtype, (first + r) * c.columns + column, width, line);
-            if (row != line) memcpy(line, row, static_cast<size_t>(width) * 4);
+            const int64_t place = (first + r) * c.columns + begin * kColumns;
+            for (int64_t i = 0; i < width && first + r + kDepth < c.rows; i += kLine / size)  // the next slot's, meanwhile
+              __builtin_prefetch(static_cast<const char*>(c.dy) + (place + kDepth * c.columns + i) * size, 0, 2);
+            float buffer[kStrips * kColumns];
+            const float* row = load_row(c.dy, c.dy_dtype, place, width, buffer);
+            for (int64_t i = 0; i < width; i += kColumns)
+              memcpy(tiles.data + i / kColumns * kTile + r * kLine, row + i,
+                     static_cast<size_t>(std::min(kColumns, width - i)) * sizeof(float));
           }
-          add_block<Float32>(tile.data, lists(slot), c.length, sums.data + strip * c.length * kColumns, done + slot == 0,
-                             done + slot == blocks - 1, out, 0, column);
+          for (int64_t strip = begin; strip < end; ++strip)
+            add_block<Float32>(tiles.data + (strip - begin) * kTile, lists(slot), c.length,
+                               sums.data + strip * c.length * kColumns, done + slot == 0, done + slot == blocks - 1, out, 0,
+                               strip * kColumns);
         }
       }
     }

@@ -126,8 +126,8 @@ class ImageInference(nn.Module):
     sent to and under autocast too, and may be called from several threads.
 
     On a GPU a call for few images is mostly launches of kernels. Nothing in it waits for the device, so that PyTorch can replay
-    it as one CUDA graph: ``torch.cuda.make_graphed_callables(ready, (images,))``. It then takes this batch size alone, one
-    thread at a time, and a call's features last until the next.
+    it as one CUDA graph: ``torch.cuda.make_graphed_callables(ready, (images,))``. It then takes this batch size alone and
+    checks nothing (one image is taken for each of the batch), one thread at a time, and features last until the next call.
     """
 
     def __init__(self, tower: nn.Module, weights: str):
