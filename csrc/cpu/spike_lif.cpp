@@ -1,6 +1,7 @@
 // Compiled once per instruction set. A thread walks panels of neighbouring rows through all their steps: it decodes the panel's
 // bits once, and for every strip of columns adds up all steps and lets its neurons fire, so that currents and membranes stay in
-// the caches and only bits leave them. With a pool a panel is a band of one image. (Sums and neurons are two loops over a few
+// the caches and only bits leave them. With a pool a panel is a band of one image. Threads share the strips of a panel that is
+// alone, so that each reads a part of the weights. (Sums and neurons are two loops over a few
 // rows: one loop over both was measured to be up to half slower.)
 #include "spike_lif.h"
 
@@ -47,9 +48,11 @@ struct Panels {
     }
   }
 
-  int64_t largest() const {
+  int64_t most_rows() const {
     return c.pool_size == 0 ? each : std::min(c.shape.out_height, (each - 1) * c.pool_stride + c.pool_size) * c.shape.out_width;
   }
+
+  int64_t most_out_rows() const { return c.pool_size == 0 ? each : each * c.pooled_width; }
 
   Panel operator[](int64_t i) const {
     const Conv2d& s = c.shape;
@@ -71,7 +74,8 @@ struct Fetch {
   const char* end;
   int64_t share;
 
-  Fetch(const char* first, int64_t lines, int64_t calls) : at(first), end(first + lines * kLine), share(ceil_div(lines, calls) * kLine) {}
+  Fetch(const char* first, int64_t lines, int64_t calls)
+      : at(first), end(first + lines * kLine), share(ceil_div(lines, calls) * kLine) {}
 
   void more() {
     for (const char* stop = std::min(end, at + share); at < stop; at += kLine) __builtin_prefetch(at, 0, 2);
@@ -92,16 +96,18 @@ struct Worker {
   const SpikeLif& c;
   const Source& source;
   const float *scale, *bias;  // padded to whole strips
-  Lists* lists;                    // [steps, blocks]
-  int64_t at_once;                 // rows that go through all steps and blocks together
-  Wide* sums;                      // [at_once, kColumns], where there are several blocks
-  float *currents, *membranes;     // [at_once, kColumns]
+  Lists* lists;               // [steps, blocks]
+  int64_t at_once, neurons;   // rows that go through all steps and blocks together, and what the pool leaves of them
+  Wide* sums;                 // [at_once, kColumns], where there are several blocks
+  float* currents;            // [at_once, kColumns]
+  float* membranes;           // [neurons, kColumns]
 
   Worker(const SpikeLif& c, const Source& source, const Padded& scale, const Padded& bias, const Panels& panels, Lists* lists)
       : c(c), source(source), scale(scale.data), bias(bias.data), lists(lists),
-        at_once(c.pool_size != 0 || c.tiles.blocks() > 1 ? panels.largest() : std::min(kRowsAtOnce, panels.largest())),
+        at_once(c.pool_size != 0 || c.tiles.blocks() > 1 ? panels.most_rows() : std::min(kRowsAtOnce, panels.most_rows())),
+        neurons(c.pool_size != 0 ? panels.most_out_rows() : at_once),
         sums(kept<SumsSlot, Wide>(c.tiles.blocks() > 1 ? at_once * kColumns : 0)),
-        currents(kept<CurrentsSlot, float>(at_once * kColumns)), membranes(kept<MembranesSlot, float>(at_once * kColumns)) {}
+        currents(kept<CurrentsSlot, float>(at_once * kColumns)), membranes(kept<MembranesSlot, float>(neurons * kColumns)) {}
 
   // Steps `begin` to `end`; the lists lie in this thread's memory until its next call.
   void decode(const Panel& panel, int64_t begin, int64_t end) {
@@ -132,15 +138,16 @@ struct Worker {
 
   // `next` is the strip that this thread most likely takes next: its tiles are fetched meanwhile.
   void strip(const Panel& panel, int64_t strip, int64_t next) {
+    const bool more = next < c.tiles.strips();
     const int64_t calls = ceil_div(panel.count, at_once) * c.steps * c.tiles.blocks();
-    Fetch fetch(tile(next, 0), next < c.tiles.strips() ? c.tiles.length + c.tiles.blocks() : 0, calls);
+    Fetch fetch(tile(more ? next : strip, 0), more ? c.tiles.length + c.tiles.blocks() : 0, calls);
     const int64_t last = c.tiles.blocks() - 1, column = strip * kColumns;
     const auto finished = [to = currents, scale = scale + column, bias = bias + column](int64_t m, const Wide* sum) {
       finish<Kind>(sum, scale, bias, to + m * kColumns);
     };
     for (int64_t first = 0; first < panel.count; first += at_once) {
       const int64_t rows = std::min(at_once, panel.count - first);
-      std::fill(membranes, membranes + at_once * kColumns, c.params.v_reset);
+      std::fill(membranes, membranes + neurons * kColumns, c.params.v_reset);
       for (int64_t t = 0; t < c.steps; ++t) {
         for (int64_t block = 0; block <= last; ++block) {
           fetch.more();

@@ -93,6 +93,7 @@ def test_a_residual_stream_is_added_and_kept(backend, kind):
         ((2, 3, 9, 6, 20), (70, 20, 1, 1), {"pool": (2, 2, 0)}),
         ((6, 1, 40, 40, 8), (20, 8, 3, 3), {"padding": 1, "pool": (3, 2, 1)}),
         ((2, 1, 5, 5, 64), (32, 64, 3, 3), {"padding": 1, "pool": (3, 3, 1)}),
+        ((3, 2, 3, 4, 40), (40, 40, 3, 3), {"padding": 1, "pool": (2, 1, 1)}),  # leaves more neurons than there are currents
     ],
 )
 def test_convolution_pool_and_neurons_equal_the_three(backend, kind, image, w_shape, options):
@@ -113,9 +114,14 @@ def test_convolution_pool_and_neurons_equal_the_three(backend, kind, image, w_sh
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_any_number_of_threads_gives_the_same_bits(threads):
-    s, w = pack_spikes(spikes(4, 37, 96)), prepare_weights(torch.randn(96, 80, device=DEVICE))
+    few, many = (pack_spikes(spikes(4, rows, 96)) for rows in (37, 600))
+    w = prepare_weights(torch.randn(96, 80, device=DEVICE))
     images, kernel = pack_spikes(spikes(4, 1, 12, 12, 48)), prepare_weights(torch.randn(80, 48, 3, 3, device=DEVICE) * 0.3)
-    run = lambda: (spike_matmul_lif(s, w).words, spike_conv2d_lif(images, kernel, padding=1, pool=(3, 2, 1)).words)  # noqa: E731
+
+    def run():
+        pooled = spike_conv2d_lif(images, kernel, padding=1, pool=(3, 2, 1))
+        return spike_matmul_lif(few, w).words, spike_matmul_lif(many, w).words, pooled.words
+
     want = run()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
