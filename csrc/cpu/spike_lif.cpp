@@ -239,8 +239,7 @@ void run(const SpikeLif& c, const Source& source) {
       const int64_t me = thread_index(), team = team_size();
       worker.decode(panel, me * c.steps / team, (me + 1) * c.steps / team);
 #pragma omp barrier
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t i = 0; i < strips; ++i) worker.strip(panel, i, i + team);
+      for (int64_t i = me * strips / team; i < (me + 1) * strips / team; ++i) worker.strip(panel, i, i + 1);
     }
     return;
   }
