@@ -26,26 +26,28 @@ def result(who, median, dtype=None):
     return {"group": "g", "params": params, "stats": {"median": median, "iqr": 0.0, "rounds": 9}}
 
 
-def test_ratios_are_against_our_fastest_in_the_same_run(tmp_path):
+def table(folder, rows):
+    """The lines of the report of one run with these rows."""
     report = load("report")
+    run = {"datetime": "d", "commit_info": {"id": "c", "dirty": False}, "machine_info": {}, "benchmarks": rows}
+    (folder / "run.json").write_text(json.dumps(run))
+    return report.table([report.compact(folder / "run.json", "default")]).splitlines()
+
+
+def test_ratios_are_against_our_fastest_in_the_same_run(tmp_path):
     benchmarks = [result("spikeclip (cpu)", 0.002), result("spikeclip (triton)", 0.004), result("peer", 0.009)]
-    run = {"datetime": "d", "commit_info": {"id": "c", "dirty": False}, "machine_info": {}, "benchmarks": benchmarks}
-    (tmp_path / "run.json").write_text(json.dumps(run))
-    lines = report.table([report.compact(tmp_path / "run.json", "default")]).splitlines()
+    lines = table(tmp_path, benchmarks)
     assert lines[4:] == ["| spikeclip (cpu) | 2 | 1.00 |", "| spikeclip (triton) | 4 | 2.00 |", "| peer | 9 | 4.50 |"]
 
 
 def test_where_dense_products_are_timed_ratios_are_against_the_fastest_of_them(tmp_path):
-    report = load("report")
     benchmarks = [result("spikeclip", 0.002), result("spikeclip", 0.004), result("slow", 0.009), result("fast", 0.008)]
     for row, density in zip(benchmarks, (0.1, 0.5, 0.1, 0.1), strict=True):
         row["params"]["density"] = density
     benchmarks[0]["extra_info"] = {"roof": 0.25, "memory": 2_000_000}
     benchmarks[1]["extra_info"] = {"memory": 0}
     benchmarks[2]["extra_info"] = benchmarks[3]["extra_info"] = {"baseline": True, "memory": 0}
-    run = {"datetime": "d", "commit_info": {"id": "c", "dirty": False}, "machine_info": {}, "benchmarks": benchmarks}
-    (tmp_path / "run.json").write_text(json.dumps(run))
-    lines = report.table([report.compact(tmp_path / "run.json", "default")]).splitlines()
+    lines = table(tmp_path, benchmarks)
     assert lines[4:] == [
         "| spikeclip, 10% firing | 2 | 4.00 | 25% | 2.0 |",
         "| spikeclip, 50% firing | 4 | 2.00 | - | 0.0 |",
@@ -55,11 +57,8 @@ def test_where_dense_products_are_timed_ratios_are_against_the_fastest_of_them(t
 
 
 def test_without_our_float32_row_there_is_no_ratio(tmp_path):
-    report = load("report")
     rows = [result("spikeclip", 0.002, "bfloat16"), result("peer", 0.004, "float32")]
-    run = {"datetime": "d", "commit_info": {"id": "c", "dirty": False}, "machine_info": {}, "benchmarks": rows}
-    (tmp_path / "run.json").write_text(json.dumps(run))
-    lines = report.table([report.compact(tmp_path / "run.json", "CUDA")]).splitlines()
+    lines = table(tmp_path, rows)
     assert lines[4:] == ["| spikeclip, bfloat16 | 2 | - |", "| peer, float32 | 4 | - |"]
 
 
@@ -121,13 +120,10 @@ def test_a_settled_tower_fires_in_evaluation_as_in_training():
 
 
 def test_answers_have_images_and_synops_a_second_and_a_cosine(tmp_path):
-    report = load("report")
     rows = [result("spikeclip", 0.5), result("ANN twin", 0.25)]
     rows[0]["extra_info"] = {"images": 32, "synops": 2e6, "cosine": 0.98765}
     rows[1]["extra_info"] = {"images": 32, "synops": None}
-    run = {"datetime": "d", "commit_info": {"id": "c", "dirty": False}, "machine_info": {}, "benchmarks": rows}
-    (tmp_path / "run.json").write_text(json.dumps(run))
-    lines = report.table([report.compact(tmp_path / "run.json", "kept")]).splitlines()
+    lines = table(tmp_path, rows)
     heads = "| images a second | M SynOps an image | G SynOps a second | least cosine with the tower |"
     assert lines[2].endswith(heads)
     assert lines[4].endswith("| 64 | 2.0 | 0.1 | 0.988 |") and lines[5].endswith("| 128 | - | - | - |")
