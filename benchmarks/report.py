@@ -62,7 +62,7 @@ def table(runs: list[dict]) -> str:
             cells = [who + (f", {dtype}" if several else "") + (f", {density:.0%} firing" if _varies(name, names) else "")]
             for run in rows:
                 mine = next((row["median_ms"] for row in run if _name(row) == name), None)
-                base = min((row["median_ms"] for row in run if _is_base(row, against)), default=None)
+                base = min((row["median_ms"] for row in _bases(run, against)), default=None)
                 ratio = None if None in (mine, base) else base / mine if against else mine / base
                 cells += ["-" if mine is None else f"{mine:.3g}", "-" if ratio is None else f"{ratio:.2f}"]
             for wanted, key in ((saves, "saved_megabytes"), (peaks, "peak_megabytes")):
@@ -94,5 +94,8 @@ def _varies(name: tuple, names: list[tuple]) -> bool:
     return name[2] is not None and sum(other[0] == name[0] for other in names) > 1
 
 
-def _is_base(row: dict, against: bool) -> bool:
-    return row["baseline"] if against else row["who"].startswith("spikeclip") and row["dtype"] == "float32"
+def _bases(rows: list[dict], against: bool) -> list[dict]:
+    if against:
+        return [row for row in rows if row["baseline"]]
+    one_dtype = len({row["dtype"] for row in rows}) == 1
+    return [row for row in rows if row["who"].startswith("spikeclip") and (one_dtype or row["dtype"] == "float32")]

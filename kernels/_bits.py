@@ -1,5 +1,8 @@
-"""Packed spikes in registers: words become matrices of ones and zeros, and words without a spike are passed over."""
+"""Packed spikes in registers: words become matrices of ones and zeros."""
 
+import functools
+
+import torch
 import triton
 import triton.language as tl
 
@@ -20,16 +23,43 @@ def _ones(bits, dtype: tl.constexpr):
 
 
 @triton.jit
-def expand(words, BITS: tl.constexpr, dtype: tl.constexpr):
-    """The lowest BITS of int32 [R, J] -> [R, BITS J]."""
-    bits = (words[:, :, None] >> tl.arange(0, BITS)[None, None, :]) & 1
-    return _ones(bits.reshape(words.shape[0], BITS * words.shape[1]), dtype)
+def expand(words, dtype: tl.constexpr):
+    """int32 [R, J] -> [R, 32 J]."""
+    bits = (words[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
+    return _ones(bits.reshape(words.shape[0], 32 * words.shape[1]), dtype)
 
 
 @triton.jit
 def expand_down(words, dtype: tl.constexpr):
     """int32 [J, R] -> [32 J, R]."""
     bits = (words[:, None, :] >> tl.arange(0, 32)[None, :, None]) & 1
+    return _ones(bits.reshape(32 * words.shape[0], words.shape[1]), dtype)
+
+
+@functools.cache
+def table(device: torch.device) -> torch.Tensor:
+    """int32 [2, 32]: the mask of every bit of a word, and its number.
+
+    Loaded, and not made in a kernel, so that Triton may spread words in the layout in which a matrix product takes them, which
+    it does for loads alone: an expanded tile otherwise goes through shared memory first.
+    """
+    bits = torch.arange(32)
+    return torch.stack([1 << bits, bits]).to(torch.int32).to(device)
+
+
+@triton.jit
+def spread(words, table_ptr, dtype: tl.constexpr):
+    """int32 [R, J] -> [R, 32 J]."""
+    masks = tl.load(table_ptr + tl.arange(0, 32))
+    bits = tl.where((words[:, :, None] & masks[None, None, :]) != 0, 1, 0)
+    return _ones(bits.reshape(words.shape[0], 32 * words.shape[1]), dtype)
+
+
+@triton.jit
+def spread_down(words, table_ptr, dtype: tl.constexpr):
+    """int32 [J, R] -> [32 J, R]."""
+    shifts = tl.load(table_ptr + 32 + tl.arange(0, 32))
+    bits = (words[:, None, :] >> shifts[None, :, None]) & 1
     return _ones(bits.reshape(32 * words.shape[0], words.shape[1]), dtype)
 
 
@@ -42,26 +72,6 @@ def elements(length, per_row, words, BLOCK: tl.constexpr):
     row = word // per_row
     column = ((word - row * per_row) * 32)[:, None] + tl.arange(0, 32)[None, :]
     return word, word < words, column, (row * length)[:, None] + column, (word < words)[:, None] & (column < length)
-
-
-@triton.jit
-def merge(a, b):
-    return a | b
-
-
-@triton.jit
-def alive(words, axis: tl.constexpr):
-    """int32 of at most 32 lines -> (a mask of the lines that hold a spike, their number); ``axis`` runs along a line."""
-    some = (tl.reduce(words, axis, merge) != 0).to(tl.int32)
-    return tl.sum(some << tl.arange(0, some.shape[0]), axis=0), tl.sum(some, axis=0)
-
-
-@triton.jit
-def first(mask):
-    """The lowest bit's index and the mask without it: a power of two is a float whose exponent is the index."""
-    rest = mask & (mask - 1)
-    lowest = (mask ^ rest).to(tl.uint32, bitcast=True).to(tl.float32)
-    return (lowest.to(tl.int32, bitcast=True) >> 23) - 127, rest
 
 
 @triton.jit

@@ -2,15 +2,16 @@
 
 Tensors arrive as dense ``[T, R, C]`` blocks of memory. Forward, a program owns whole words of spikes for all T steps. Where
 sums by channel are made, a program owns CHANNELS channels of neighbouring rows, which it walks ROWS at a time; sums lie in
-float32 until each program has written its own, ``[programs, 2, C]``. The backward pass recomputes currents and membranes of
-up to SEGMENT steps from x, re-reading it from cache; more steps go by the currents themselves and ``lif_bwd``.
+float32 until each program has written its own, ``[programs, 2, C]``; a small kernel adds those up in float64, in an order
+that no run changes. The backward pass recomputes currents and membranes of up to SEGMENT steps from x, re-reading it from
+cache; more steps go by the currents themselves and ``lif_bwd``.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from spikeclip.ops._sums import mean_and_variance, total
+from spikeclip.ops._sums import mean_and_variance
 from spikeclip.ops.reference.bn_lif import bn_lif_bwd_by
 from spikeclip.ops.surrogate import SURROGATES
 
@@ -21,7 +22,9 @@ from .lif import SEGMENT, lif_bwd
 LAUNCH_FORWARD = {"BLOCK": 16, "num_warps": 4}  # words a program, 4 neurons a thread
 LAUNCH_STATS = {"ROWS": 64, "CHANNELS": 32, "num_warps": 4}
 # Unbound, the assembler spills a few bytes to make do with fewer registers.
-LAUNCH_BACKWARD = {"ROWS": 16, "CHANNELS": 32, "num_warps": 4, "maxnreg": 96}
+LAUNCH_BACKWARD = {"ROWS": 8, "CHANNELS": 64, "num_warps": 4, "maxnreg": 96}
+LAUNCH_SUMS = {"ROWS": 256, "CHANNELS": 8, "num_warps": 8, "maxnreg": 96}  # few channels, so that many programs share the sums
+LAUNCH_FACTORS = {"CHANNELS": 128, "num_warps": 4}
 PROGRAMS = 4096  # about as many as a device's processors share well
 MOST_TILES = 64  # a program's, so that its float32 sums stay short
 
@@ -63,6 +66,81 @@ def _stats(x_ptr, sums_ptr, rows, channels, rows_each, ROWS: tl.constexpr, CHANN
         plain += d
         square += d * d
     _store_sums(sums_ptr, plain, square, part, channel, inside, channels)
+
+
+@triton.jit
+def _column_sums(sums_ptr, parts, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Of a program's channels: (both sums over all parts, float64, the channels, a mask of them)."""
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = channel < channels
+    first = tl.zeros((ROWS, CHANNELS), tl.float64)
+    second = tl.zeros((ROWS, CHANNELS), tl.float64)
+    for start in range(0, parts, ROWS):
+        part = (start + tl.arange(0, ROWS))[:, None]
+        mask = (part < parts) & inside[None, :]
+        at = sums_ptr + part.to(tl.int64) * 2 * channels + channel[None, :]
+        first += tl.load(at, mask=mask, other=0.0).to(tl.float64)
+        second += tl.load(at + channels, mask=mask, other=0.0).to(tl.float64)
+    return tl.sum(first, axis=0), tl.sum(second, axis=0), channel, inside
+
+
+@triton.jit(do_not_specialize=["parts"])
+def _total(sums_ptr, total_ptr, parts, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    first, second, channel, inside = _column_sums(sums_ptr, parts, channels, ROWS, CHANNELS)
+    tl.store(total_ptr + channel, first.to(tl.float32), mask=inside)
+    tl.store(total_ptr + channels + channel, second.to(tl.float32), mask=inside)
+
+
+@triton.jit(do_not_specialize=["parts", "rows"])
+def _affine(
+    sums_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, var_ptr, inverse_ptr, scale_ptr, shift_ptr, parts, rows, channels, eps,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    plain, square, channel, inside = _column_sums(sums_ptr, parts, channels, ROWS, CHANNELS)
+    count = tl.cast(rows, tl.float64)
+    offset = plain / count
+    var = square / count - offset * offset
+    var = tl.where(var < 0.0, 0.0, var)
+    mean = (tl.load(x_ptr + channel, mask=inside, other=0.0).to(tl.float64) + offset).to(tl.float32)
+    inverse = (1.0 / tl.sqrt(var + eps)).to(tl.float32)
+    scale = inverse
+    if HAS_WEIGHT:
+        scale = tl.load(weight_ptr + channel, mask=inside, other=0.0).to(tl.float32) * inverse
+    shift = -mean * scale
+    if HAS_BIAS:
+        shift = tl.load(bias_ptr + channel, mask=inside, other=0.0).to(tl.float32) + shift
+    tl.store(mean_ptr + channel, mean, mask=inside)
+    tl.store(var_ptr + channel, (var * (count / (count - 1.0))).to(tl.float32), mask=inside)
+    tl.store(inverse_ptr + channel, inverse, mask=inside)
+    tl.store(scale_ptr + channel, scale, mask=inside)
+    tl.store(shift_ptr + channel, shift, mask=inside)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _factors(
+    sums_ptr, scale_ptr, inverse_ptr, mean_ptr, factors_ptr, dweight_ptr, channels, count, APART: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):  # fmt: skip
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = channel < channels
+    dz = tl.load(sums_ptr + channel, mask=inside, other=0.0)
+    dz_x = tl.load(sums_ptr + channels + channel, mask=inside, other=0.0)
+    scale = tl.load(scale_ptr + channel, mask=inside, other=0.0)
+    inverse = tl.load(inverse_ptr + channel, mask=inside, other=0.0)
+    mean = tl.load(mean_ptr + channel, mask=inside, other=0.0)
+    rows = tl.cast(count, tl.float32)
+    b = tl.div_rn(-scale * (inverse * inverse) * dz_x, rows)
+    c = tl.div_rn(-scale * dz, rows) - b * mean
+    tl.store(dweight_ptr + channel, dz_x * inverse, mask=inside)
+    to = factors_ptr + channel
+    tl.store(to, scale, mask=inside)
+    if APART:
+        nothing = tl.zeros((CHANNELS,), tl.float32)
+        tl.store(to + channels, nothing, mask=inside)
+        tl.store(to + 2 * channels, nothing, mask=inside)
+        to += 2 * channels
+    tl.store(to + channels, b, mask=inside)
+    tl.store(to + 2 * channels, c, mask=inside)
 
 
 @triton.jit
@@ -161,14 +239,60 @@ def _split(rows: int, channels: int, launch: dict[str, int]) -> tuple[int, int, 
     return rows_each, parts, parts * blocks
 
 
+def _device(x):
+    return torch.cuda.device(x.device if x.is_cuda else -1)
+
+
+def _partial(x, rows, channels):
+    """[parts, 2, C]: the sums of x less its first row, and of their squares."""
+    rows_each, parts, programs = _split(rows, channels, LAUNCH_STATS)
+    partial = x.new_empty((parts, 2, channels), dtype=torch.float32)
+    _stats[(programs,)](x, partial, rows, channels, rows_each, enable_fp_fusion=False, **LAUNCH_STATS)
+    return partial
+
+
 def bn_stats(x):
     channels = x.shape[-1]
     rows = x.numel() // channels
-    rows_each, parts, programs = _split(rows, channels, LAUNCH_STATS)
-    partial = x.new_empty((parts, 2, channels), dtype=torch.float32)
-    with torch.cuda.device(x.device if x.is_cuda else -1):
-        _stats[(programs,)](x, partial, rows, channels, rows_each, enable_fp_fusion=False, **LAUNCH_STATS)
+    with _device(x):
+        partial = _partial(x, rows, channels)
     return mean_and_variance(partial, x.view(rows, channels)[0], rows)
+
+
+def bn_affine(x, weight, bias, eps):
+    channels = x.shape[-1]
+    rows = x.numel() // channels
+    outputs = [x.new_empty(channels, dtype=torch.float32) for _ in range(5)]
+    with _device(x):
+        partial = _partial(x, rows, channels)
+        _affine[(triton.cdiv(channels, LAUNCH_SUMS["CHANNELS"]),)](
+            partial, x, x if weight is None else weight.contiguous(), x if bias is None else bias.contiguous(), *outputs,
+            len(partial), rows, channels, single(eps), HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
+            enable_fp_fusion=False, **LAUNCH_SUMS,
+        )  # fmt: skip
+    return tuple(outputs)
+
+
+def bn_factors(sums, scale, inverse, mean, count, apart):
+    channels = sums.shape[1]
+    factors, dweight = sums.new_empty((5 if apart else 3, channels)), torch.empty_like(scale)
+    with _device(sums):
+        _factors[(triton.cdiv(channels, LAUNCH_FACTORS["CHANNELS"]),)](
+            sums, scale, inverse, mean, factors, dweight, channels, count, APART=apart, enable_fp_fusion=False,
+            **LAUNCH_FACTORS,
+        )  # fmt: skip
+    return factors, dweight
+
+
+def _sum_parts(partial):
+    """[parts, 2, C] -> float32 [2, C]."""
+    parts, _, channels = partial.shape
+    total = torch.empty_like(partial[0])
+    with _device(partial):
+        _total[(triton.cdiv(channels, LAUNCH_SUMS["CHANNELS"]),)](
+            partial, total, parts, channels, enable_fp_fusion=False, **LAUNCH_SUMS
+        )
+    return total
 
 
 def bn_lif_fwd(x, v0, scale, shift, tau, v_threshold, v_reset, decay_input, spike_dtype):
@@ -180,7 +304,7 @@ def bn_lif_fwd(x, v0, scale, shift, tau, v_threshold, v_reset, decay_input, spik
     if v_last.numel():
         rows = v_last.numel() // channels
         tau_tensor, *numbers = neuron_numbers(tau, v_threshold, v_reset, x)
-        with torch.cuda.device(x.device if x.is_cuda else -1):
+        with _device(x):
             _fwd[(triton.cdiv(rows * per_row, LAUNCH_FORWARD["BLOCK"]),)](
                 x, x if v0 is None else v0, x if scale is None else scale, x if shift is None else shift, spikes, v_last,
                 tau_tensor, steps, rows, channels, per_row, *numbers, HAS_V0=v0 is not None, HAS_SCALE=scale is not None,
@@ -202,11 +326,11 @@ def bn_lif_bwd(
     rows_each, parts, programs = _split(rows, channels, LAUNCH_BACKWARD)
     partial = x.new_empty((parts, 2, channels) if sums else 0, dtype=torch.float32)
     _, *numbers = neuron_numbers(tau, v_threshold, v_reset, x)
-    with torch.cuda.device(x.device if x.is_cuda else -1):
+    with _device(x):
         _bwd[(programs,)](
             ds, x, scale, shift, mean, x if factors is None else factors, dx, partial, steps, rows, channels, rows_each,
             *numbers, single(alpha), HAS_FACTORS=factors is not None, SUMS=sums, DECAY_INPUT=decay_input,
             SOFT_RESET=v_reset is None, DETACH_RESET=detach_reset, KIND=SURROGATES[surrogate].index,
             enable_fp_fusion=False, **LAUNCH_BACKWARD,
         )  # fmt: skip
-    return dx, total(partial) if sums else partial
+    return dx, _sum_parts(partial) if sums else partial

@@ -25,7 +25,7 @@ def _pack(s_ptr, words_ptr, flag_ptr, length, per_row, words, CHECK: tl.constexp
 @triton.jit
 def _unpack(words_ptr, s_ptr, length, per_row, words, BLOCK: tl.constexpr):
     word, word_mask, _, at, mask = elements(length, per_row, words, BLOCK)
-    bits = expand(tl.load(words_ptr + word, mask=word_mask, other=0)[:, None], 32, s_ptr.dtype.element_ty)
+    bits = expand(tl.load(words_ptr + word, mask=word_mask, other=0)[:, None], s_ptr.dtype.element_ty)
     tl.store(s_ptr + at, bits, mask=mask)
 
 

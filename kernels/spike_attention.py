@@ -72,10 +72,10 @@ def _fwd(
             others = token + tl.arange(0, BS)
             scores = tl.zeros((BN, BS), tl.float32)
             for i in range(0, width, 32 * J):
-                q = expand(_rows(q_ptr, row, n, per_row, start + i, width - i, J), 32, tl.float16)
+                q = expand(_rows(q_ptr, row, n, per_row, start + i, width - i, J), tl.float16)
                 k = expand_down(_rows_down(k_ptr, others, s, per_row, start + i, width - i, J), tl.float16)
                 scores = dot(q, k, scores, "ieee")
-            v = expand(_rows(v_ptr, others, s, per_row, start + first, width - first, J), 32, tl.float16)
+            v = expand(_rows(v_ptr, others, s, per_row, start + first, width - first, J), tl.float16)
             acc = dot(scores.to(tl.float16), v, acc, "ieee")
     else:
         for i in range(0, width, 32 * J):
@@ -83,9 +83,9 @@ def _fwd(
             for token in range(0, s, BS):
                 others = token + tl.arange(0, BS)
                 k = expand_down(_rows_down(k_ptr, others, s, per_row, start + i, width - i, J), tl.float16)
-                v = expand(_rows(v_ptr, others, s, per_row, start + first, width - first, J), 32, tl.float16)
+                v = expand(_rows(v_ptr, others, s, per_row, start + first, width - first, J), tl.float16)
                 kv = dot(k, v, kv, "ieee")
-            q = expand(_rows(q_ptr, row, n, per_row, start + i, width - i, J), 32, tl.float16)
+            q = expand(_rows(q_ptr, row, n, per_row, start + i, width - i, J), tl.float16)
             acc = dot(q, kv.to(tl.float16), acc, "ieee")
     _store_head(y_ptr, acc * scale, sequence, row, n, channels, start, first + tl.arange(0, 32 * J), width)
 
@@ -108,7 +108,7 @@ def _gram(
         a_words = _rows_down(a_ptr, row, rows, per_row, start + i, width - i, J)
         if B_BITS:
             b = expand(
-                _rows(b_ptr + sequence * rows * per_row, row, rows, per_row, start + first, width - first, J), 32, tl.float16
+                _rows(b_ptr + sequence * rows * per_row, row, rows, per_row, start + first, width - first, J), tl.float16
             )
         else:
             at = (sequence * rows + row)[:, None] * channels + (start + column)[None, :]
@@ -136,7 +136,7 @@ def _apply(
         line = i + tl.arange(0, 32)
         if A_BITS:
             words = _rows(a_ptr + sequence * rows * per_row, row, rows, per_row, start + i, width - i, 1)
-            a = expand(words, 32, OPERAND)
+            a = expand(words, OPERAND)
         else:
             at = (sequence * rows + row)[:, None] * channels + (start + line)[None, :]
             a = tl.load(a_ptr + at, mask=(row < rows)[:, None] & (line < width)[None, :], other=0.0).to(OPERAND)

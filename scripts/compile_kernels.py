@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import torch
 import triton
-from spikeclip.kernels import bn_lif, lif, pack, spike_attention, spike_conv2d, spike_lif
+import triton.language as tl
+from spikeclip.kernels import bn_lif, lif, max_pool, pack, spike_attention, spike_conv2d, spike_lif
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -24,7 +25,7 @@ from spikeclip.ops.surrogate import SURROGATES
 
 DTYPES = ("fp32", "fp16", "bf16")
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "i16": torch.int16, "i8": torch.int8}
-TRITON = {name: spike_conv2d.COMPUTE[TORCH[name]] for name in DTYPES}
+TRITON = {"fp32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16}
 
 
 class Variant(NamedTuple):
@@ -87,18 +88,30 @@ def lif_backward_variants():
 
 def bn_variants():
     """Round and ragged channels, and rows, channels and steps of 1; every surrogate, and every way to reset and to sum."""
-    sizes, exact = ("steps", "rows", "channels", "per_row", "rows_each"), {"enable_fp_fusion": False}
+    sizes, exact = ("steps", "rows", "channels", "per_row", "rows_each", "parts", "count"), {"enable_fp_fusion": False}
     shapes = {"round": ((), ("rows", "channels")), "ragged": ((), ()), "ones": (sizes[:4], ())}
 
     def each(name, kernel, pointers, floats, constants, launch):
         for shape, (ones, aligned) in shapes.items():
             integers = [key for key in sizes if key in kernel.arg_names]
-            ones = {key: 1 for key in ones if key in integers}
+            ones = {key: 1 for key in ones if key in integers and key not in kernel.do_not_specialize}
             yield variant(
                 f"{name} {shape}", kernel, pointers, integers, floats, {**constants, **ones}, {**launch, **exact},
-                (*aligned, "rows_each"),
+                (*(key for key in aligned if key not in kernel.do_not_specialize), "rows_each"),
             )  # fmt: skip
 
+    yield from each("bn_total", bn_lif._total, dict.fromkeys(("sums_ptr", "total_ptr"), "fp32"), (), {}, bn_lif.LAUNCH_SUMS)
+    pointers = [f"{key}_ptr" for key in ("sums", "scale", "inverse", "mean", "factors", "dweight")]
+    for apart in (False, True):
+        yield from each(
+            f"bn_factors apart={apart}", bn_lif._factors, dict.fromkeys(pointers, "fp32"), (), {"APART": apart},
+            bn_lif.LAUNCH_FACTORS,
+        )  # fmt: skip
+    pointers = [f"{key}_ptr" for key in ("sums", "x", "weight", "bias", "mean", "var", "inverse", "scale", "shift")]
+    for dtype, norm, given in itertools.product(DTYPES, (*DTYPES, "fp64"), (False, True)):
+        kinds = {**dict.fromkeys(pointers, "fp32"), "x_ptr": dtype, "weight_ptr": norm, "bias_ptr": norm}
+        constants = {"HAS_WEIGHT": given, "HAS_BIAS": given}
+        yield from each(f"bn_affine {dtype} {norm} {given}", bn_lif._affine, kinds, ("eps",), constants, bn_lif.LAUNCH_SUMS)
     numbers = ("tau", "v_threshold", "v_reset")
     for dtype in DTYPES:
         yield from each(f"bn_stats {dtype}", bn_lif._stats, {"x_ptr": dtype, "sums_ptr": "fp32"}, (), {}, bn_lif.LAUNCH_STATS)
@@ -120,6 +133,28 @@ def bn_variants():
             yield from each(name, bn_lif._bwd, pointers, (*numbers, "alpha"), constants, bn_lif.LAUNCH_BACKWARD)
 
 
+def pool_variants():
+    """Every dtype, windows that overlap and that do not, round and ragged channels, wide offsets, and everything of size 1."""
+    sizes = ("total", "groups", "channels", "height", "width", "out_height", "out_width")
+    windows = {"3/2": (3, 2, 1), "2/2": (2, 2, 0), "3/1": (3, 1, 1), "15/1": (15, 1, 7)}
+    shapes = {"round": ((), ("channels",), tl.int32), "ragged": ((), (), tl.int32), "wide": ((), ("channels",), tl.int64)}
+    shapes["ones"] = (sizes, (), tl.int32)
+    for dtype, (window, place), shape in itertools.product(DTYPES, windows.items(), shapes):
+        ones, aligned, index = shapes[shape]
+        constants = {**dict.fromkeys(ones, 1), "INDEX": index, "VECTOR": 4 if dtype == "fp32" else 8}
+        constants |= dict(zip(("SIZE", "STRIDE", "PADDING"), place, strict=True))
+        launch = {**max_pool.LAUNCH, "enable_fp_fusion": False}
+        pointers = {"x_ptr": dtype, "scale_ptr": "fp32", "values_ptr": dtype, "index_ptr": "u8"}
+        name = f"{dtype} {window} {shape}"
+        yield variant(f"max_pool {name}", max_pool._fwd, pointers, sizes, (), constants, launch, aligned)
+        pointers = {"dvalues_ptr": dtype, "index_ptr": "u8", "x_ptr": dtype, "factors_ptr": "fp32", "dx_ptr": dtype}
+        for factors in (False, True):
+            yield variant(
+                f"max_pool_bwd {name} factors={factors}", max_pool._bwd, pointers, sizes, (),
+                {**constants, "HAS_FACTORS": factors}, launch, aligned,
+            )  # fmt: skip
+
+
 def pack_variants():
     sizes = ("length", "per_row", "words")
     for dtype, one in itertools.product((*DTYPES, "u8"), (False, True)):
@@ -137,40 +172,55 @@ MATRIX = dict.fromkeys((key for key in SHAPE if not key.startswith("pad")), 1)
 SIZES = ("m", "n", "channels", "per_row", *SHAPE)
 
 
+STRIDES = ("stride_part", "stride_tap", "stride_k", "stride_n")
+
+
+def layout_variants():
+    """Weights of every dtype, contiguous and transposed, and the sums of a gradient's parts."""
+    parts = {"fp32": ("bf16", 3), "i16": ("bf16", 2), "i8": ("bf16", 1), "fp16": ("fp16", 1), "bf16": ("bf16", 1)}
+    for (dtype, (out, count)), one in itertools.product(parts.items(), ("stride_k", "stride_tap")):
+        integers, pointers = ("channels", "taps", "per_line", "size", *STRIDES[1:]), {"w_ptr": dtype, "out_ptr": out}
+        launch, constants = {**spike_conv2d.LAUNCH_LAY, "enable_fp_fusion": False}, {one: 1, "PARTS": count}
+        yield variant(f"lay {dtype} {one}", spike_conv2d._lay, pointers, integers, (), constants, launch, ("size",))
+    for ones in ({}, {"taps": 1}, {"taps": 1, "splits": 1}):
+        integers, pointers = ("splits", "taps", "channels", "n"), {"partial_ptr": "fp32", "dw_ptr": "fp32"}
+        name = f"collect fp32 {' '.join(ones)}"
+        yield variant(name, spike_conv2d._collect, pointers, integers, (), ones, spike_conv2d.LAUNCH_COLLECT, ("channels", "n"))
+
+
 def product_variants():
-    """Every dtype, few rows and many, as a matrix product and as a convolution, with round sizes and with ragged ones."""
-    integers = (*SIZES, "stride_tap", "stride_k", "stride_n")
-    for dtype, m, conv, ragged in itertools.product(TORCH, (16, 100_000), (False, True), (False, True)):
+    """Every number of parts, few rows and many, as a matrix product and as a convolution, with round sizes and ragged ones."""
+    integers, kinds = (*SIZES, *STRIDES), (("fp16", 1), ("bf16", 1), ("bf16", 2), ("bf16", 3))
+    for (dtype, parts), m, conv, ragged in itertools.product(kinds, (16, 1024, 100_000), (False, True), (False, True)):
         n = 20 if ragged else 384
-        ones = ({} if conv else MATRIX) | {"stride_n" if conv or ragged else "stride_k": 1}
-        compute = spike_conv2d.COMPUTE[TORCH[dtype]]
-        constants = {**ones, "HAS_SCALE": dtype[0] == "i", "HAS_BIAS": True, "COMPUTE": compute}
-        out = "fp32" if dtype[0] == "i" else dtype
-        pointers = {"words_ptr": "i32", "w_ptr": dtype, "scale_ptr": "fp32", "bias_ptr": "fp32", "y_ptr": out}
-        aligned = () if ragged else ("m", "n", "channels", "stride_tap", "stride_k", "stride_n")
-        launch = spike_conv2d.launch_forward(TORCH[dtype], m, n)
-        name = f"product {dtype} m={m} conv={conv} ragged={ragged}"
+        ones = ({} if conv else MATRIX) | {"stride_n" if ragged and parts == 1 else "stride_k": 1}
+        constants = {**ones, "HAS_SCALE": parts > 1, "HAS_BIAS": True, "PARTS": parts}
+        pointers = {"words_ptr": "i32", "w_ptr": dtype, "scale_ptr": "fp32", "bias_ptr": "fp32", "table_ptr": "i32"}
+        pointers["y_ptr"] = "fp32" if parts > 1 else dtype
+        aligned = (*(() if ragged else ("m", "n", "channels")), *(STRIDES if parts > 1 or not ragged else ()))
+        name = f"product {dtype} parts={parts} m={m} conv={conv} ragged={ragged}"
+        launch = spike_conv2d.launch_forward(parts, m, n)
         yield variant(name, spike_conv2d._fwd, pointers, integers, (), constants, launch, aligned)
-    everything_one = {key: 1 for key in integers if not key.startswith("pad")}
-    launch = spike_conv2d.launch_forward(torch.float32, 1, 1)
-    pointers = dict.fromkeys(("w_ptr", "scale_ptr", "bias_ptr", "y_ptr"), "fp32") | {"words_ptr": "i32"}
-    constants = {**everything_one, "HAS_SCALE": False, "HAS_BIAS": False, "COMPUTE": TRITON["fp32"]}
-    yield variant("product fp32 ones", spike_conv2d._fwd, pointers, integers, (), constants, launch)
+    constants = {key: 1 for key in integers if not key.startswith("pad")}
+    constants |= {"HAS_SCALE": False, "HAS_BIAS": False, "PARTS": 3}
+    pointers = {"words_ptr": "i32", "w_ptr": "bf16", "table_ptr": "i32"}
+    pointers |= dict.fromkeys(("scale_ptr", "bias_ptr", "y_ptr"), "fp32")
+    launch = spike_conv2d.launch_forward(3, 1, 1)
+    yield variant("product bf16 ones", spike_conv2d._fwd, pointers, integers, (), constants, launch)
 
 
 def gradient_variants():
-    integers = (*SIZES, "stride_image", "stride_line", "stride_column", "stride_n", "rows_each")
+    integers = (*SIZES, "rows_each")
     for dtype, conv, ragged in itertools.product(DTYPES, (False, True), (False, True)):
         n = 20 if ragged else 384
-        aligned = () if ragged else ("m", "n", "channels", "stride_image", "stride_line", "stride_column", "rows_each")
-        pointers = {"words_ptr": "i32", "dy_ptr": dtype, "dw_ptr": "fp32"}
-        launch = spike_conv2d.launch_gradient(TORCH[dtype], n)
-        constants = ({} if conv else MATRIX) | {"stride_n": 1}
-        name = f"gradient {dtype} conv={conv} ragged={ragged}"
-        yield variant(name, spike_conv2d._dw, pointers, integers, (), constants, launch, aligned)
+        aligned = () if ragged else ("m", "n", "channels", "rows_each")
+        pointers = {"words_ptr": "i32", "dy_ptr": dtype, "dw_ptr": "fp32", "table_ptr": "i32"}
+        launch = spike_conv2d.launch_gradient(TORCH[dtype], n, n)
+        name, ones = f"gradient {dtype} conv={conv} ragged={ragged}", {} if conv else MATRIX
+        yield variant(name, spike_conv2d._dw, pointers, integers, (), ones, launch, aligned)
     ones = {key: 1 for key in integers if not key.startswith("pad") and key != "rows_each"}
-    pointers = {"words_ptr": "i32", "dy_ptr": "fp32", "dw_ptr": "fp32"}
-    launch = spike_conv2d.launch_gradient(torch.float32, 1)
+    pointers = {"words_ptr": "i32", "dy_ptr": "fp32", "dw_ptr": "fp32", "table_ptr": "i32"}
+    launch = spike_conv2d.launch_gradient(torch.float32, 1, 1)
     yield variant("gradient fp32 ones", spike_conv2d._dw, pointers, integers, (), ones, launch)
 
 
@@ -207,17 +257,15 @@ def attention_variants():
 
 def epilogue_variants():
     """Products with the neurons behind them: matrices and convolutions, with a stream that is added and kept, or nothing."""
-    integers = ("steps", *SIZES, "pixels", "out_per_row", "stride_tap", "stride_k", "stride_n")
-    numbers = ("tau", "v_threshold", "v_reset")
-    for dtype, m, conv, full in itertools.product(("fp32", "i16", "i8"), (16, 4096), (False, True), (False, True)):
-        n = 384 if full else 20
+    integers, numbers = ("steps", *SIZES, "out_per_row", *STRIDES), ("tau", "v_threshold", "v_reset")
+    for parts, steps, conv, full in itertools.product((1, 2, 3), (1, 4, 16), (False, True), (False, True)):
         pointers = dict.fromkeys(("scale_ptr", "bias_ptr", "add_ptr", "currents_ptr"), "fp32")
-        pointers |= {"words_ptr": "i32", "w_ptr": dtype, "out_ptr": "i32"}
-        constants = ({} if conv else MATRIX) | {"stride_n": 1, "HAS_SCALE": dtype != "fp32", "HAS_BIAS": full, "HAS_ADD": full}
-        constants |= {"KEEP": full, "DECAY_INPUT": full, "SOFT_RESET": not full, "COMPUTE": spike_conv2d.COMPUTE[TORCH[dtype]]}
-        tile = {**spike_lif.launch(TORCH[dtype], m, n), "enable_fp_fusion": False}
-        aligned = ("m", "n", "channels", "stride_tap", "stride_k") if full else ()
-        name = f"epilogue {dtype} m={m} conv={conv} full={full}"
+        pointers |= {"words_ptr": "i32", "w_ptr": "bf16", "table_ptr": "i32", "out_ptr": "i32"}
+        constants = ({} if conv else MATRIX) | {"stride_k": 1, "HAS_SCALE": parts < 3, "HAS_BIAS": full, "HAS_ADD": full}
+        constants |= {"KEEP": full, "DECAY_INPUT": full, "SOFT_RESET": not full, "PARTS": parts}
+        tile = {**spike_lif.launch(steps), "enable_fp_fusion": False}
+        aligned = (*STRIDES, *(("m", "n", "channels") if full else ()))
+        name = f"epilogue parts={parts} steps={steps} conv={conv} full={full}"
         yield variant(name, spike_lif._fwd, pointers, integers, numbers, constants, tile, aligned)
 
 
@@ -225,7 +273,9 @@ def every_variant():
     yield from lif_forward_variants()
     yield from lif_backward_variants()
     yield from bn_variants()
+    yield from pool_variants()
     yield from pack_variants()
+    yield from layout_variants()
     yield from product_variants()
     yield from gradient_variants()
     yield from epilogue_variants()

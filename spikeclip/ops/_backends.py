@@ -88,11 +88,10 @@ def _load_cuda() -> object:
 
 
 def _load_triton() -> object:
-    names = ("lif", "bn_lif", "pack", "spike_matmul", "spike_conv2d", "spike_lif", "spike_attention")
+    names = ("lif", "bn_lif", "max_pool", "pack", "spike_matmul", "spike_conv2d", "spike_lif", "spike_attention")
     modules = [importlib.import_module(f"spikeclip.kernels.{name}") for name in names]
     kernels = {key: value for module in modules for key, value in vars(module).items() if key[0] != "_"}
-    plain = {name: getattr(_load_torch(), name) for name in ("count", "max_pool", "max_pool_bwd")}
-    return SimpleNamespace(**kernels, **plain)
+    return SimpleNamespace(**kernels, count=_load_torch().count)
 
 
 def _load_torch() -> object:

@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from .reference.bn_lif import bn_affine_by, bn_factors
 from .surrogate import SURROGATES
 
 DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum Dtype in csrc/lif_step.h
@@ -28,11 +29,16 @@ def as_float(x: Tensor | None) -> Tensor | None:
 
 
 class Native:
-    """``lif_fwd`` and ``lif_bwd`` over one extension; ``context`` gives its threads (CPU) or its stream (CUDA)."""
+    """What both extensions share; ``context`` gives the threads (CPU) or the stream (CUDA) of one."""
+
+    bn_factors = staticmethod(bn_factors)
 
     def __init__(self, extension: ModuleType, context: Callable[[Tensor], int]):
         self._ext = extension
         self._context = context
+
+    def bn_affine(self, x, *norm):
+        return bn_affine_by(self.bn_stats, x, *norm)
 
     @staticmethod
     def _tau(tau: float | Tensor, x: Tensor) -> tuple[float, int]:

@@ -14,6 +14,7 @@ from ._dtypes import FLOATS, NUMBERS, compute_dtype
 from .lif import check_neuron, check_tau, lif, spikes_dtype
 from .max_pool import check_pool
 from .packed import PackedSpikes, new_edge, word_count
+from .reference.bn_lif import affine, bn_factors, unbiased
 from .reference.max_pool import pooled_size
 from .surrogate import SURROGATES
 
@@ -21,6 +22,13 @@ _NEURON = "float tau, float v_threshold, float? v_reset, bool decay_input"
 
 _library = torch.library.Library("spikeclip", "FRAGMENT")
 _library.define("bn_stats(Tensor x, str backend) -> (Tensor, Tensor)")
+_library.define(
+    "bn_affine(Tensor x, Tensor? weight, Tensor? bias, float eps, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "bn_factors(Tensor sums, Tensor scale, Tensor inverse, Tensor mean, SymInt count, bool apart, str backend) "
+    "-> (Tensor, Tensor)"
+)
 _library.define(f"bn_lif_fwd(Tensor x, Tensor scale, Tensor shift, {_NEURON}, ScalarType spike_dtype, str backend) -> Tensor")
 _library.define(
     f"bn_lif_bwd(Tensor ds, Tensor x, Tensor scale, Tensor shift, Tensor mean, Tensor? factors, bool sums, {_NEURON}, "
@@ -93,13 +101,13 @@ def bn_lif(
     given = (None, None) if batch else (running_mean, running_var)
     process_group = process_group if training else None  # as SyncBatchNorm, which asks no other process in evaluation
     dtype = torch.int32 if packed else spikes_dtype(x)
-    spikes, edge, mean, var, count = _BnLif.apply(
-        x.contiguous(), weight, bias, *given, eps, process_group, pool, neuron, learning, dtype
+    spikes, edge, mean, var = _BnLif.apply(
+        x.contiguous(), weight, bias, *given, float(eps), process_group, pool, neuron, learning, dtype
     )
     if training and running_mean is not None:
         with torch.no_grad():
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
+            new = [mean.to(running_mean.dtype), var.to(running_var.dtype)]
+            torch._foreach_lerp_([running_mean, running_var], new, float(momentum))
     return PackedSpikes.trusted(spikes, x.shape[-1], edge) if packed else spikes
 
 
@@ -138,7 +146,7 @@ def _check(x, running_mean, running_var, weight, bias, momentum, eps, pool, tau)
 
 def _together(mean: Tensor, var: Tensor, count: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
     """Statistics over all processes, from each one's own."""
-    mine = torch.cat([mean.double(), var.double(), mean.new_tensor([count], dtype=torch.float64)])
+    mine = torch.cat([mean.double(), var.double(), mean.new_full((1,), count, dtype=torch.float64)])
     every = mine.new_empty(dist.get_world_size(group), mine.numel())
     dist.all_gather(list(every.unbind()), mine, group=group)
     means, variances, counts = every.split([len(mean), len(mean), 1], dim=1)
@@ -149,7 +157,7 @@ def _together(mean: Tensor, var: Tensor, count: int, group: dist.ProcessGroup) -
 
 
 class _BnLif(torch.autograd.Function):
-    """Returns (spikes, the edge of packed ones, mean, var, values a channel in all)."""
+    """Returns (spikes, the edge of packed ones, mean and unbiased variance of the batch, None in evaluation)."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, mean, var, eps, group, pool, neuron, learning, dtype):
@@ -158,67 +166,78 @@ class _BnLif(torch.autograd.Function):
         count = x.numel() // x.shape[-1]
         ctx.batch = mean is None
         ctx.group = group if ctx.batch and group is not None and dist.get_world_size(group) > 1 else None
-        if ctx.batch:
-            if count == 1 and ctx.group is None:
+        if not ctx.batch:
+            mean, var, new = mean.to(compute).contiguous(), var.to(compute), None
+            inverse, scale, shift = affine(mean, var, weight, bias, eps)
+        elif ctx.group is None:
+            if count == 1:
                 raise ValueError(f"x must have more than one value a channel in training; got {list(x.shape)}")
-            mean, var = torch.ops.spikeclip.bn_stats(x, backend)
-            if ctx.group is not None:
-                mean, var, count = _together(mean, var, count, ctx.group)
+            mean, new, inverse, scale, shift = torch.ops.spikeclip.bn_affine(x, weight, bias, eps, backend)
         else:
-            mean, var = mean.to(compute).contiguous(), var.to(compute)
-        inverse = (var + eps).rsqrt()
-        scale = inverse if weight is None else weight.to(compute) * inverse
-        shift = -mean * scale if bias is None else bias.to(compute) - mean * scale
+            mean, var, count = _together(*torch.ops.spikeclip.bn_stats(x, backend), count, ctx.group)
+            new = unbiased(var, count)
+            inverse, scale, shift = affine(mean, var, weight, bias, eps)
         values, index = (x, None) if pool is None else torch.ops.spikeclip.max_pool(x, scale, pool, backend)
         spikes = torch.ops.spikeclip.bn_lif_fwd(values, scale, shift, *neuron, dtype, backend)
         ctx.save_for_backward(x, values if pool else None, index, mean, inverse, scale, shift)
         ctx.options = (count, pool, neuron, learning)
         ctx.dtypes = [None if t is None else t.dtype for t in (weight, bias)]
         packed = dtype == torch.int32
-        edge = new_edge(x, values.shape if packed else (0,), spikes_dtype(x))
-        numbers = [t for t in (spikes if packed else None, mean, var, count) if isinstance(t, Tensor)]
-        ctx.mark_non_differentiable(*numbers)
-        return spikes, edge, mean, var, count
+        edge = new_edge(x, values.shape, spikes_dtype(x)) if packed else x.new_empty(0)
+        new_mean = mean if ctx.batch else None
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(t for t in (spikes if packed else None, new_mean, new) if t is not None))
+        return spikes, edge, new_mean, new
 
     @staticmethod
     def backward(ctx, ds, edge, *_):
         x, values, index, mean, inverse, scale, shift = ctx.saved_tensors
         count, pool, neuron, learning = ctx.options
-        packed = ds is None or not ds.is_floating_point()
-        ds = (edge if packed else ds).contiguous()
+        ds = edge if ds is None or not ds.is_floating_point() else ds
+        if ds is None:
+            return (None,) * 11
+        ds = ds.contiguous()
         values = x if values is None else values
 
         def gradient(factors, sums):
             return torch.ops.spikeclip.bn_lif_bwd(ds, values, scale, shift, mean, factors, sums, *neuron, *learning)
 
-        nothing = torch.zeros_like(scale)
+        learns_x, learns_weight, learns_bias = ctx.needs_input_grad[:3]
+        dx = dweight = rest = None
         if ctx.batch:
-            _, (dz, dz_x) = gradient(None, True)
+            _, sums = gradient(None, True)
+            norm = (scale, inverse, mean, count, pool is not None)
+            if ctx.group is None:
+                factors, dweight = torch.ops.spikeclip.bn_factors(sums, *norm, learning[-1])
+            elif learns_x:
+                every = sums.clone()
+                dist.all_reduce(every, group=ctx.group)
+                factors, _ = bn_factors(every, *norm)
+            if learns_x:
+                dx, _ = gradient(factors[:3], False)
+                rest = factors[3:]
         else:
-            straight = torch.stack([scale, nothing, nothing]) if ctx.needs_input_grad[0] else None
-            dx, (dz, dz_x) = gradient(straight, True)
-        weight_dtype, bias_dtype = ctx.dtypes
-        dweight = (dz_x * inverse).to(weight_dtype) if ctx.needs_input_grad[1] else None
-        dbias = dz.to(bias_dtype) if ctx.needs_input_grad[2] else None
-        b = c = None
-        if ctx.batch and ctx.needs_input_grad[0]:
-            if ctx.group is not None:
-                both = torch.stack([dz, dz_x])
-                dist.all_reduce(both, group=ctx.group)
-                dz, dz_x = both
-            b = -scale * inverse.square() * dz_x / count
-            c = -scale * dz / count - b * mean
-            dx, _ = gradient(torch.stack([scale, b, c] if pool is None else [scale, nothing, nothing]), False)
-        if not ctx.needs_input_grad[0]:
-            dx = None
-        elif pool is not None:
-            rest = None if b is None else torch.stack([b, c])
+            straight = torch.stack([scale, *[torch.zeros_like(scale)] * 2]) if learns_x else None
+            dx, sums = gradient(straight, True)
+        if pool is not None and learns_x:
             dx = torch.ops.spikeclip.max_pool_bwd(dx, index, x, rest, pool, learning[-1])
-        return dx, dweight, dbias, *(None,) * 8
+        weight_dtype, bias_dtype = ctx.dtypes
+        if learns_weight:
+            dweight = (sums[1] * inverse if dweight is None else dweight).to(weight_dtype)
+        dbias = sums[0].to(bias_dtype) if learns_bias else None
+        return dx if learns_x else None, dweight if learns_weight else None, dbias, *(None,) * 8
 
 
 def _stats(x, backend):
     return _backends.functions(backend, x.device.type, x.dtype).bn_stats(x)
+
+
+def _affine(x, weight, bias, eps, backend):
+    return _backends.functions(backend, x.device.type, x.dtype).bn_affine(x, weight, bias, eps)
+
+
+def _factors(sums, scale, inverse, mean, count, apart, backend):
+    return _backends.functions(backend, sums.device.type, sums.dtype).bn_factors(sums, scale, inverse, mean, count, apart)
 
 
 def _fwd(x, scale, shift, tau, v_threshold, v_reset, decay_input, spike_dtype, backend):
@@ -236,6 +255,14 @@ def _stats_fake(x, backend):
     return tuple(x.new_empty(x.shape[-1:], dtype=compute_dtype(x)) for _ in range(2))
 
 
+def _affine_fake(x, weight, bias, eps, backend):
+    return tuple(x.new_empty(x.shape[-1:], dtype=compute_dtype(x)) for _ in range(5))
+
+
+def _factors_fake(sums, scale, inverse, mean, count, apart, backend):
+    return scale.new_empty(5 if apart else 3, len(scale)), torch.empty_like(scale)
+
+
 def _fwd_fake(x, scale, shift, tau, v_threshold, v_reset, decay_input, spike_dtype, backend):
     last = word_count(x.shape[-1]) if spike_dtype == torch.int32 else x.shape[-1]
     return x.new_empty((*x.shape[:-1], last), dtype=spike_dtype)
@@ -247,11 +274,16 @@ def _bwd_fake(ds, x, scale, shift, mean, factors, sums, *options):
 
 
 _bn_lif_bwd = torch.ops.spikeclip.bn_lif_bwd.default
-for _device in ("CPU", "CUDA"):
-    _library.impl("bn_stats", _stats, _device)
-    _library.impl("bn_lif_fwd", _fwd, _device)
-    _library.impl("bn_lif_bwd", _bwd, _device)
-_library.impl("bn_lif_bwd", with_autograd(no_second_derivative("bn_lif", _bn_lif_bwd), _bn_lif_bwd), "Autograd")
-torch.library.register_fake("spikeclip::bn_stats", _stats_fake, lib=_library)
-torch.library.register_fake("spikeclip::bn_lif_fwd", _fwd_fake, lib=_library)
-torch.library.register_fake("spikeclip::bn_lif_bwd", _bwd_fake, lib=_library)
+_bn_factors = torch.ops.spikeclip.bn_factors.default
+for _name, _call, _fake in (
+    ("bn_stats", _stats, _stats_fake),
+    ("bn_affine", _affine, _affine_fake),
+    ("bn_factors", _factors, _factors_fake),
+    ("bn_lif_fwd", _fwd, _fwd_fake),
+    ("bn_lif_bwd", _bwd, _bwd_fake),
+):
+    for _device in ("CPU", "CUDA"):
+        _library.impl(_name, _call, _device)
+    torch.library.register_fake(f"spikeclip::{_name}", _fake, lib=_library)
+for _name, _op in (("bn_lif_bwd", _bn_lif_bwd), ("bn_factors", _bn_factors)):
+    _library.impl(_name, with_autograd(no_second_derivative("bn_lif", _op), _op), "Autograd")

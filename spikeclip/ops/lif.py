@@ -283,7 +283,7 @@ class _LifPacked(torch.autograd.Function):
 def spikes_dtype(x: Tensor) -> torch.dtype:
     """What spikes of ``x`` come out in, and their gradient comes back in."""
     kind = x.device.type
-    autocast = x.dtype == torch.float32 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    autocast = x.dtype == torch.float32 and kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if autocast else x.dtype
 
 

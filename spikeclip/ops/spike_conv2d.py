@@ -108,7 +108,8 @@ def _fwd(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backe
         words = pack(last, functions) if keep else None
     else:
         words = s if packed else pack(last, functions)
-        ready = {} if tiles is None or name != "cpu" else {"tiles": tiles}
+        theirs = tiles is not None and name == _backends.chosen("auto", s.device.type, torch.float32)
+        ready = {"tiles": tiles} if theirs else {}
         y = functions.spike_conv2d(words, channels, w, scale, bias, stride, padding, out, **ready)
     return y, words if keep else s.new_empty(0, dtype=torch.int32)
 
@@ -128,6 +129,8 @@ def _ds(w, dy, size, stride, padding, backend):
     name = _backends.chosen(backend, dy.device.type, dy.dtype)
     if name == "cpu" and winograd_pays(w, dy, size, stride, padding):
         return _backends.functions(backend, dy.device.type, dy.dtype).conv3x3_gradient(w, dy, tuple(size), tuple(padding))
+    if name == "triton":
+        w = _backends.functions(backend, dy.device.type, dy.dtype).channels_last(w, dy.dtype)
     return conv2d_input_gradient((dy.shape[0], w.shape[1], *size), w, dy, stride, padding)
 
 

@@ -128,7 +128,8 @@ def _fwd(s, length, w, scale, tiles, bias, keep, dtype, backend):
         words = pack(s, functions) if keep else None
     else:
         words = s if packed else pack(s, functions)
-        ready = {} if tiles is None or name != "cpu" else {"tiles": tiles}
+        theirs = tiles is not None and name == _backends.chosen("auto", s.device.type, torch.float32)
+        ready = {"tiles": tiles} if theirs else {}
         y = functions.spike_matmul(_rows(words), length, w, scale, bias, out, **ready)
     return y.view(*leading, w.shape[1]), words if keep else s.new_empty(0, dtype=torch.int32)
 

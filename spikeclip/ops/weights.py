@@ -18,8 +18,8 @@ _DTYPES = {"fp32": None, "int16": torch.int16, "int8": torch.int8}
 class SpikeWeights:
     """What :func:`prepare_weights` makes of weights of :func:`spike_matmul` (``[K, N]``) or :func:`spike_conv2d`.
 
-    ``values`` are float32, or int16 or int8 with a ``scale`` per output column; ``tiles``, on a CPU, is their layout for the
-    kernel. Both are copies: later changes of the weights are not seen.
+    ``values`` are float32, or int16 or int8 with a ``scale`` per output column; ``tiles`` is their layout for the kernels that
+    ``auto`` chooses, or None. Both are copies: later changes of the weights are not seen.
     """
 
     __slots__ = ("scale", "tiles", "values")
@@ -27,8 +27,8 @@ class SpikeWeights:
     def __init__(self, values: Tensor, scale: Tensor | None):
         self.values = values
         self.scale = scale
-        on_cpu = values.device.type == "cpu" and _backends.unavailable("cpu", "cpu") is None
-        self.tiles: Tensor | None = _backends.functions("cpu", "cpu", torch.float32).tile(values) if on_cpu else None
+        tile = getattr(_backends.functions("auto", values.device.type, torch.float32), "tile", None)
+        self.tiles: Tensor | None = None if tile is None else tile(values)
 
     @property
     def shape(self) -> torch.Size:

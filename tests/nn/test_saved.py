@@ -63,7 +63,7 @@ def saved(x):
     return Saving.back[0], packing.packed_bytes
 
 
-BLOCK = (torch.arange(6 * 35 * 40) % 7 == 0).float().view(6, 35, 40)
+BLOCK = (torch.arange(6 * 35 * 40, device=DEVICE) % 7 == 0).float().view(6, 35, 40)  # a move would close gaps
 PACKED = {
     "contiguous": BLOCK,
     "transposed": BLOCK.permute(2, 0, 1),
@@ -78,7 +78,7 @@ PACKED = {
 KEPT = {
     "small": BLOCK[:, :5],
     "with gaps": BLOCK[:, :, ::2],
-    "expanded": torch.ones(1, 1).expand(100, 100),
+    "expanded": torch.ones(1, 1, device=DEVICE).expand(100, 100),
     "numbers": torch.rand(5000),
     "one other value": torch.ones(5000).index_fill(0, torch.tensor([4321]), 0.5),
     "nan": torch.zeros(5000).index_fill(0, torch.tensor([4321]), torch.nan),

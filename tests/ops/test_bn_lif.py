@@ -72,6 +72,7 @@ def check(backend, shape, dtype=torch.float32, *, training, pool=None, packed=Fa
     floor = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
     for mine, ref, right, low in zip(got, plain, want, [floor, 5e-6, 5e-6, 2e-6, 2e-6], strict=True):
         assert_error_bounded(mine, ref, right, floor=low)
+        assert_error_bounded(ref, right, right, floor=8 * floor)  # what backends share must be right in itself
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -120,6 +121,64 @@ def test_statistics_beside_a_large_mean(backend):
     rows = x.double().flatten(0, 1)
     torch.testing.assert_close(mean.double(), rows.mean(0), rtol=1e-6, atol=0)
     torch.testing.assert_close(var.double(), rows.var(0), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 3, 5), (3, 40, 64), (2, 3, 331), (900, 3)], ids=str)
+def test_what_normalising_by_a_batch_needs(backend, dtype, shape):
+    x, weight, bias, *_ = inputs(shape, dtype)
+    rows, eps = x.double().flatten(0, -2), 1e-3
+    mean, inverse = rows.mean(0), 1 / (rows.var(0, correction=0) + eps).sqrt()
+    for w, b in [(weight, bias), (weight, None), (None, bias.double()), (weight.bfloat16().repeat_interleave(2)[::2], None)]:
+        norm = [None if t is None else t.to(DEVICE) for t in (w, b)]
+        got = torch.ops.spikeclip.bn_affine(x.to(DEVICE), *norm, eps, backend)
+        scale = inverse if w is None else w.double() * inverse
+        shift = -mean * scale if b is None else b.double() - mean * scale
+        assert [(t.shape, t.dtype) for t in got] == [(shape[-1:], torch.float32)] * 5
+        for mine, want in zip(got, (mean, rows.var(0), inverse, scale, shift), strict=True):
+            torch.testing.assert_close(mine.double().cpu(), want, rtol=1e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("channels", [1, 37, 1100])
+def test_factors_of_the_gradient_from_its_sums(backend, channels):
+    sums, (scale, mean), inverse = torch.randn(2, channels) * 9, torch.randn(2, channels), torch.rand(channels) + 0.5
+    got = [
+        torch.ops.spikeclip.bn_factors(*(t.to(DEVICE) for t in (sums, scale, inverse, mean)), 123, apart, backend)
+        for apart in (False, True)
+    ]
+    (dz, dz_x), scale, inverse, mean = (t.double() for t in (sums, scale, inverse, mean))
+    b, nothing = -scale * inverse.square() * dz_x / 123, torch.zeros(channels)
+    want = (scale, b, -scale * dz / 123 - b * mean)
+    for (factors, dweight), rows in zip(got, (want, (scale, nothing, nothing, *want[1:])), strict=True):
+        torch.testing.assert_close(factors.double().cpu(), torch.stack(rows), rtol=1e-5, atol=1e-6, check_dtype=False)
+        torch.testing.assert_close(dweight.double().cpu(), dz_x * inverse)
+        assert factors.dtype == dweight.dtype == torch.float32 and torch.equal(factors[0].cpu(), scale.float())
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="triton is not available here")
+@pytest.mark.parametrize("parts", [1, 255, 256, 257, 1000])
+def test_triton_adds_the_sums_of_many_programs_in_float64(parts):
+    from spikeclip.kernels.bn_lif import _sum_parts
+
+    for channels in (1, 37, 64):
+        partial = torch.randn(parts, 2, channels) * 10.0 ** torch.randint(-3, 4, (parts, 2, channels))
+        total = _sum_parts(partial.to(DEVICE))
+        assert torch.equal(total.cpu(), partial.double().sum(0).float()) and torch.equal(total, _sum_parts(partial.to(DEVICE)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtypes", [(torch.float64, torch.float64), (torch.bfloat16, torch.float32)], ids=str)
+def test_running_statistics_of_other_dtypes(backend, dtypes):
+    x = (torch.randn(4, 50, 24) * 1.5 + 2).to(DEVICE)
+    running = [torch.full((48,), 0.5, dtype=dtype, device=DEVICE)[::2] for dtype in dtypes]
+    bn_lif(x, *running, training=True, momentum=0.25, backend=backend)
+    rows = x.double().flatten(0, 1)
+    for mine, new in zip(running, (rows.mean(0), rows.var(0)), strict=True):
+        torch.testing.assert_close(
+            mine.double(), 0.375 + 0.25 * new, rtol=8e-3 if mine.dtype == torch.bfloat16 else 1e-6, atol=0
+        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -255,6 +314,10 @@ def test_ops_are_what_they_say_to_the_compiler(backend):
     for spike_dtype in (torch.float32, torch.int32):
         torch.library.opcheck(ops.bn_lif_fwd.default, (x, weight, bias, *neuron, spike_dtype, backend))
     torch.library.opcheck(ops.bn_stats.default, (x, backend))
+    for norm in ((weight, bias), (None, None)):
+        torch.library.opcheck(ops.bn_affine.default, (x, *norm, 1e-5, backend))
+    for apart in (False, True):
+        torch.library.opcheck(ops.bn_factors.default, (torch.stack([mean, var]), weight, var, mean, 7, apart, backend))
     for factors, sums in ((None, True), (torch.randn(3, 32, device=DEVICE), False)):
         args = (x, x, weight, bias, mean, factors, sums, *neuron, False, "sigmoid", 4.0, backend)
         torch.library.opcheck(ops.bn_lif_bwd.default, args)
@@ -263,12 +326,33 @@ def test_ops_are_what_they_say_to_the_compiler(backend):
     torch.library.opcheck(ops.max_pool_bwd.default, (values, index, x, torch.randn(2, 32, device=DEVICE), [3, 2, 1], backend))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("pool", [None, (3, 2, 1)])
-def test_a_second_derivative_is_refused(pool):
-    x = torch.randn(3, 1, 4, 4, 8, requires_grad=True)
-    (grad,) = torch.autograd.grad(bn_lif(x, None, None, pool=pool).sum(), x, create_graph=True)
+def test_a_second_derivative_is_refused(backend, pool):
+    x, weight = torch.randn(3, 1, 4, 4, 8).to(DEVICE), torch.ones(8, device=DEVICE)
+    for leaf in (x, weight):
+        leaf.requires_grad_()
+        loss = bn_lif(x, None, None, weight, pool=pool, backend=backend).square().sum()
+        (grad,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="bn_lif has no second derivative"):
+            grad.sum().backward()
+        leaf.requires_grad_(False)
+    sums = torch.ones(2, 8, device=DEVICE, requires_grad=True)
     with pytest.raises(RuntimeError, match="bn_lif has no second derivative"):
-        grad.sum().backward()
+        torch.ops.spikeclip.bn_factors(sums, *[weight] * 3, 5, pool is not None, backend)[1].sum().backward()
+
+
+class _GivesNone(torch.autograd.Function):
+    forward = staticmethod(lambda ctx, s: s.clone())
+    backward = staticmethod(lambda ctx, grad: None)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_gradient_that_never_comes(packed):
+    x = torch.randn(3, 5, 8, requires_grad=True)
+    s = bn_lif(x, None, None, packed=packed)
+    (_GivesNone.apply(s.edge if packed else s).sum() + x.sum()).backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
 
 
 def test_an_empty_batch_in_evaluation():

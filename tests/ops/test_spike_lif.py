@@ -22,7 +22,12 @@ BAND = 2e-5
 
 
 def spikes(*shape, rate=0.2):
-    return (torch.rand(shape, device=DEVICE) < rate).float()
+    """Drawn on the CPU, as all here: a seed means the same on every device."""
+    return (torch.rand(shape) < rate).float().to(DEVICE)
+
+
+def normal(*shape):
+    return torch.randn(shape).to(DEVICE)
 
 
 def truth(currents, **neuron):
@@ -56,8 +61,8 @@ def test_product_and_neurons_equal_the_two(backend, kind, shape, columns):
     if INTERPRETED and shape == (3, 300, 400):
         shape = (3, 30, 400)
     s = spikes(*shape)
-    w = prepare_weights(torch.randn(shape[-1], columns, device=DEVICE) * 0.5, kind)
-    bias = torch.randn(columns, device=DEVICE)
+    w = prepare_weights(normal(shape[-1], columns) * 0.5, kind)
+    bias = normal(columns)
     for neuron in ({}, {"tau": 3.0, "v_threshold": 0.7, "v_reset": None, "decay_input": False}):
         currents = s.double() @ w.dequantize().double() + bias.double()
         if currents.numel() < 100:
@@ -72,8 +77,8 @@ def test_product_and_neurons_equal_the_two(backend, kind, shape, columns):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_residual_stream_is_added_and_kept(backend, kind):
-    s, stream = spikes(4, 3, 20, 70), torch.randn(4, 3, 20, 50, device=DEVICE)
-    w = prepare_weights(torch.randn(70, 50, device=DEVICE) * 0.5, kind)
+    s, stream = spikes(4, 3, 20, 70), normal(4, 3, 20, 50)
+    w = prepare_weights(normal(70, 50) * 0.5, kind)
     want = s.double() @ w.dequantize().double() + stream.double()
     kept = torch.empty_like(stream)
     assert_same(spike_matmul_lif(pack_spikes(s), w, add=stream, currents=kept, backend=backend), want)
@@ -100,8 +105,8 @@ def test_convolution_pool_and_neurons_equal_the_three(backend, kind, image, w_sh
     if INTERPRETED and image[2] > 10:
         image = (2, 1, 9, 9, image[4])
     s = spikes(*image)
-    w = prepare_weights(torch.randn(w_shape, device=DEVICE) * 0.3, kind)
-    bias = torch.randn(w_shape[0], device=DEVICE)
+    w = prepare_weights(normal(*w_shape) * 0.3, kind)
+    bias = normal(w_shape[0])
     options = dict(options)
     got = spike_conv2d_lif(pack_spikes(s), w, bias, backend=backend, **options)
     pool = options.pop("pool", None)
@@ -115,8 +120,8 @@ def test_convolution_pool_and_neurons_equal_the_three(backend, kind, image, w_sh
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_any_number_of_threads_gives_the_same_bits(threads):
     few, many = (pack_spikes(spikes(4, rows, 96)) for rows in (37, 600))
-    w = prepare_weights(torch.randn(96, 80, device=DEVICE))
-    images, kernel = pack_spikes(spikes(4, 1, 12, 12, 48)), prepare_weights(torch.randn(80, 48, 3, 3, device=DEVICE) * 0.3)
+    w = prepare_weights(normal(96, 80))
+    images, kernel = pack_spikes(spikes(4, 1, 12, 12, 48)), prepare_weights(normal(80, 48, 3, 3) * 0.3)
 
     def run():
         pooled = spike_conv2d_lif(images, kernel, padding=1, pool=(3, 2, 1))
@@ -214,7 +219,7 @@ def test_an_empty_batch():
 
 
 def test_autocast_leaves_currents_in_float32():
-    s, w = pack_spikes(spikes(4, 30, 64, rate=0.8)), prepare_weights(torch.randn(64, 32, device=DEVICE))
+    s, w = pack_spikes(spikes(4, 30, 64, rate=0.8)), prepare_weights(normal(64, 32))
     want = spike_matmul_lif(s, w)
     with torch.autocast(DEVICE, torch.bfloat16):
         assert torch.equal(spike_matmul_lif(s, w).words, want.words)

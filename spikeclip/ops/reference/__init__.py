@@ -1,6 +1,6 @@
 """The definition of right: every op in plain torch, on any device, with the signatures that all backends share."""
 
-from .bn_lif import bn_lif_bwd, bn_lif_fwd, bn_stats
+from .bn_lif import bn_affine, bn_factors, bn_lif_bwd, bn_lif_fwd, bn_stats
 from .lif import lif_bwd, lif_fwd
 from .max_pool import max_pool, max_pool_bwd
 from .pack import count, pack, unpack
@@ -9,6 +9,8 @@ from .spike_conv2d import spike_conv2d, spike_conv2d_dw
 from .spike_matmul import spike_matmul, spike_matmul_dw
 
 __all__ = [
+    "bn_affine",
+    "bn_factors",
     "bn_lif_bwd",
     "bn_lif_fwd",
     "bn_stats",

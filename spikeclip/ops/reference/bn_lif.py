@@ -18,6 +18,45 @@ def bn_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
+def bn_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+    """x [..., C] -> (mean, variance divided by the rows less one, inverse, scale, shift), all [C]: see :func:`affine`."""
+    return bn_affine_by(bn_stats, x, weight, bias, eps)
+
+
+def bn_affine_by(
+    bn_stats: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, ...]:
+    """:func:`bn_affine` by any backend's ``bn_stats``."""
+    mean, var = bn_stats(x)
+    return mean, unbiased(var, x.shape[:-1].numel()), *affine(mean, var, weight, bias, eps)
+
+
+def unbiased(var: Tensor, count: int | Tensor) -> Tensor:
+    """A variance divided by ``count``, which is not 1, as running statistics take it: divided by one less."""
+    return var * (count / (count - 1))
+
+
+def affine(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(1 / sqrt(var + eps), scale and shift), of which the last two normalise: x * scale + shift."""
+    inverse = (var + eps).rsqrt()
+    scale = inverse.clone() if weight is None else weight.to(mean.dtype) * inverse
+    return inverse, scale, -mean * scale if bias is None else bias.to(mean.dtype) - mean * scale
+
+
+def bn_factors(
+    sums: Tensor, scale: Tensor, inverse: Tensor, mean: Tensor, count: int | Tensor, apart: bool
+) -> tuple[Tensor, Tensor]:
+    """From the sums [2, C] of :func:`bn_lif_bwd` over ``count`` rows: (its factors for dx [3, C], the weight's gradient [C]).
+
+    ``apart``, behind a pool: [5, C], first the factors for the picked values, a and two zeros, then b and c for x itself.
+    """
+    dz, dz_x = sums
+    b = -scale * inverse.square() * dz_x / count
+    c = -scale * dz / count - b * mean
+    rows = [scale, *[torch.zeros_like(scale)] * 2, b, c] if apart else [scale, b, c]
+    return torch.stack(rows), dz_x * inverse
+
+
 def bn_lif_fwd(
     x: Tensor,
     v0: Tensor | None,
