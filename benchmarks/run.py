@@ -30,6 +30,8 @@ def measure(allocator: str, settings: dict[str, str], cases: list[str], extra: l
         code = subprocess.run(command, env={**os.environ, **settings}, cwd=HERE.parent).returncode
         if code:
             sys.exit(f"the benchmarks failed with {allocator} (pytest's exit code {code}): no figure is kept")
+        if not file.exists():
+            sys.exit(f"no benchmark ran with {allocator}: every case of {', '.join(cases)} was skipped")
         return compact(file, allocator)
 
 

@@ -7,6 +7,7 @@ Tensor cores multiply 16 bits. Spikes are exact in them, so other weights go as 
 float32 as three bfloat16, int16 as two, int8 as one.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -224,20 +225,28 @@ def _dw(
     tl.store(dw_ptr + dw_row[:, None] * n + columns[None, :], acc, mask=dw_mask)
 
 
-def launch_forward(parts: int, m: int, n: int) -> dict[str, int]:
+@functools.cache
+def has_wgmma(device: torch.device) -> bool:
+    """Whether four warps multiply together there: more of a product's operands then lie outside registers."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def launch_forward(parts: int, m: int, n: int, wgmma: bool) -> dict[str, int]:
     """Tile and warps of the product of m rows with n columns of weights in so many parts; no variant spills registers."""
     if m <= 64:
         return {"BM": 16, "BN": 32, "J": 2, "num_warps": 4, "num_stages": 3}
-    if n <= 64 or m <= 2048:
+    if n <= 64 or m <= 2048 or (parts > 1 and not wgmma):
         return {"BM": 64, "BN": 32 if n <= 32 else 64, "J": 2, "num_warps": 4, "num_stages": 3}
-    return {"BM": 128, "BN": 128, "J": 2, "num_warps": 4 if parts == 1 else 8, "num_stages": 3}
+    return {"BM": 128, "BN": 128, "J": 2, "num_warps": 4 if parts == 1 and wgmma else 8, "num_stages": 3}
 
 
-def launch_gradient(dtype: torch.dtype, channels: int, n: int) -> dict[str, int]:
+def launch_gradient(dtype: torch.dtype, channels: int, n: int, wgmma: bool) -> dict[str, int]:
     """Tile and warps of a weight gradient of n columns: 32 J channels a program, BM rows a step."""
-    wide = dtype == torch.float32
-    columns = 32 if n <= 32 else 64 if n <= 64 or wide else 128
-    return {"J": 4 if wide and channels > 64 else 2, "BM": 64, "BN": columns, "num_warps": 4, "num_stages": 3}
+    wide, columns = dtype == torch.float32, 32 if n <= 32 else 64
+    if n > 64 and (wgmma or not wide) and (channels > 64 or not wide):
+        columns = 128
+    tile = {"J": 4 if wide and channels > 64 else 2, "BM": 32 if wide else 64, "BN": columns}
+    return {**tile, "num_warps": 2 * tile["J"], "num_stages": 3, "maxnreg": 255}
 
 
 def rows_each(m: int, tiles: int, step: int) -> int:
@@ -293,7 +302,7 @@ def forward(words, shape, channels, tiles, scale, bias, m, dtype):
     n = tiles.shape[3]
     y = words.new_empty((check_rows(words, m), n), dtype=dtype)
     if y.numel():
-        launch = launch_forward(tiles.shape[0], m, n)
+        launch = launch_forward(tiles.shape[0], m, n, has_wgmma(words.device))
         grid = (triton.cdiv(m, launch["BM"]) * triton.cdiv(n, launch["BN"]),)
         scale, bias = (words if x is None else x.contiguous() for x in (scale, bias))
         with torch.cuda.device(words.device if words.is_cuda else -1):
@@ -311,7 +320,7 @@ def gradient(words, shape, channels, dy):
     if not (check_rows(words, m) and n and channels):
         return dw.zero_()
     dy = dy.contiguous()
-    launch = launch_gradient(dy.dtype, channels, n)
+    launch = launch_gradient(dy.dtype, channels, n, has_wgmma(words.device))
     tiles = shape.taps * triton.cdiv(words.shape[-1], launch["J"]) * triton.cdiv(n, launch["BN"])
     each = rows_each(m, tiles, launch["BM"])
     splits = triton.cdiv(m, each)

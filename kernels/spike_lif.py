@@ -68,7 +68,7 @@ def _fwd(
 def launch(steps: int) -> dict[str, int]:
     """Tile and warps for so many steps."""
     together = min(triton.next_power_of_2(steps), STEPS)
-    return {"STEPS": together, "ROWS": 64 // together, "BN": 32, "J": 2, "num_warps": 4, "num_stages": 3}
+    return {"STEPS": together, "ROWS": 64 // together, "BN": 32, "J": 2, "num_warps": 4, "num_stages": 3, "maxnreg": 255}
 
 
 def spike_lif(words, channels, w, bias, window, pool, add, currents, tau, v_threshold, v_reset, decay_input, out):

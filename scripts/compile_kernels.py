@@ -188,7 +188,7 @@ def layout_variants():
         yield variant(name, spike_conv2d._collect, pointers, integers, (), ones, spike_conv2d.LAUNCH_COLLECT, ("channels", "n"))
 
 
-def product_variants():
+def product_variants(capability):
     """Every number of parts, few rows and many, as a matrix product and as a convolution, with round sizes and ragged ones."""
     integers, kinds = (*SIZES, *STRIDES), (("fp16", 1), ("bf16", 1), ("bf16", 2), ("bf16", 3))
     for (dtype, parts), m, conv, ragged in itertools.product(kinds, (16, 1024, 100_000), (False, True), (False, True)):
@@ -199,28 +199,27 @@ def product_variants():
         pointers["y_ptr"] = "fp32" if parts > 1 else dtype
         aligned = (*(() if ragged else ("m", "n", "channels")), *(STRIDES if parts > 1 or not ragged else ()))
         name = f"product {dtype} parts={parts} m={m} conv={conv} ragged={ragged}"
-        launch = spike_conv2d.launch_forward(parts, m, n)
+        launch = spike_conv2d.launch_forward(parts, m, n, capability >= 90)
         yield variant(name, spike_conv2d._fwd, pointers, integers, (), constants, launch, aligned)
     constants = {key: 1 for key in integers if not key.startswith("pad")}
     constants |= {"HAS_SCALE": False, "HAS_BIAS": False, "PARTS": 3}
     pointers = {"words_ptr": "i32", "w_ptr": "bf16", "table_ptr": "i32"}
     pointers |= dict.fromkeys(("scale_ptr", "bias_ptr", "y_ptr"), "fp32")
-    launch = spike_conv2d.launch_forward(3, 1, 1)
+    launch = spike_conv2d.launch_forward(3, 1, 1, capability >= 90)
     yield variant("product bf16 ones", spike_conv2d._fwd, pointers, integers, (), constants, launch)
 
 
-def gradient_variants():
+def gradient_variants(capability):
     integers = (*SIZES, "rows_each")
-    for dtype, conv, ragged in itertools.product(DTYPES, (False, True), (False, True)):
-        n = 20 if ragged else 384
-        aligned = () if ragged else ("m", "n", "channels", "rows_each")
+    for dtype, conv, (channels, n) in itertools.product(DTYPES, (False, True), ((20, 20), (48, 384), (384, 384))):
+        aligned = () if n == 20 else ("m", "n", "channels", "rows_each")
         pointers = {"words_ptr": "i32", "dy_ptr": dtype, "dw_ptr": "fp32", "table_ptr": "i32"}
-        launch = spike_conv2d.launch_gradient(TORCH[dtype], n, n)
-        name, ones = f"gradient {dtype} conv={conv} ragged={ragged}", {} if conv else MATRIX
+        launch = spike_conv2d.launch_gradient(TORCH[dtype], channels, n, capability >= 90)
+        name, ones = f"gradient {dtype} conv={conv} channels={channels}", {} if conv else MATRIX
         yield variant(name, spike_conv2d._dw, pointers, integers, (), ones, launch, aligned)
     ones = {key: 1 for key in integers if not key.startswith("pad") and key != "rows_each"}
     pointers = {"words_ptr": "i32", "dy_ptr": "fp32", "dw_ptr": "fp32", "table_ptr": "i32"}
-    launch = spike_conv2d.launch_gradient(torch.float32, 1, 1)
+    launch = spike_conv2d.launch_gradient(torch.float32, 1, 1, capability >= 90)
     yield variant("gradient fp32 ones", spike_conv2d._dw, pointers, integers, (), ones, launch)
 
 
@@ -269,15 +268,15 @@ def epilogue_variants():
         yield variant(name, spike_lif._fwd, pointers, integers, numbers, constants, tile, aligned)
 
 
-def every_variant():
+def every_variant(capability: int):
     yield from lif_forward_variants()
     yield from lif_backward_variants()
     yield from bn_variants()
     yield from pool_variants()
     yield from pack_variants()
     yield from layout_variants()
-    yield from product_variants()
-    yield from gradient_variants()
+    yield from product_variants(capability)
+    yield from gradient_variants(capability)
     yield from epilogue_variants()
     yield from attention_variants()
 
@@ -313,7 +312,7 @@ def main(picked: list[str]) -> int:
     print(f"triton {triton.__version__}")
     for capability in (80, 90):
         worst = {}
-        for v in every_variant():
+        for v in every_variant(capability):
             if picked and v.name.split()[0] not in picked:
                 continue
             try:

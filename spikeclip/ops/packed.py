@@ -157,8 +157,8 @@ class _Dense(torch.autograd.Function):
 
 
 def new_edge(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor of a shape that has one element of memory."""
-    return like.new_zeros((), dtype=dtype).expand(shape)
+    """A tensor of a shape that has one element of memory, which nobody reads."""
+    return like.new_empty((), dtype=dtype).expand(shape)
 
 
 def word_count(length: int) -> int:

@@ -94,6 +94,24 @@ def test_integer_weights_are_multiplied_exactly(backend, kind, length):
         torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name == "triton"])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int16, torch.int8], ids=str)
+def test_the_16_bit_parts_of_weights_sum_to_them_exactly(backend, dtype):
+    if dtype.is_floating_point:
+        w = (torch.randn(5, 33, 3, 2) * torch.tensor([1e-3, 1.0, 1e3]).view(3, 1)).to(dtype)
+        w[0, 0, 0, 0], w[1, 1, 1, 1] = torch.inf, torch.finfo(dtype).max
+    else:
+        limits = torch.iinfo(dtype)
+        w = torch.randint(limits.min, limits.max + 1, (5, 33, 3, 2), dtype=dtype)
+    w = w.to(DEVICE)
+    by_tap = w.permute(2, 3, 1, 0).flatten(0, 1).double()
+    cases = [(w, by_tap), (w.contiguous(memory_format=torch.channels_last), by_tap), (w[:, :, 0, 0].t(), by_tap[:1])]
+    for weights, want in [*cases, (w[:, :, 0, 1].t().contiguous(), by_tap[1:2])]:
+        tiles = _backends.functions(backend, DEVICE, torch.float32).tile(weights)
+        assert tiles.dtype == (dtype if dtype in (torch.float16, torch.bfloat16) else torch.bfloat16)
+        assert torch.equal(tiles.double().sum(0), want)
+
+
 @pytest.mark.parametrize("kind", ["int16", "int8"])
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("length", [256, 384, 385, 5000])
