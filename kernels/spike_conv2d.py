@@ -242,11 +242,12 @@ def launch_forward(parts: int, m: int, n: int, wgmma: bool) -> dict[str, int]:
 
 def launch_gradient(dtype: torch.dtype, channels: int, n: int, wgmma: bool) -> dict[str, int]:
     """Tile and warps of a weight gradient of n columns: 32 J channels a program, BM rows a step."""
-    wide, columns = dtype == torch.float32, 32 if n <= 32 else 64
-    if n > 64 and (wgmma or not wide) and (channels > 64 or not wide):
-        columns = 128
-    tile = {"J": 4 if wide and channels > 64 else 2, "BM": 32 if wide else 64, "BN": columns}
-    return {**tile, "num_warps": 2 * tile["J"], "num_stages": 3, "maxnreg": 255}
+    columns, common = 32 if n <= 32 else 64 if n <= 64 else 128, {"num_stages": 3, "maxnreg": 255}
+    if dtype != torch.float32:
+        return {"J": 2, "BM": 64, "BN": columns, "num_warps": 4, **common}
+    if channels <= 64:
+        return {"J": 2, "BM": 32, "BN": min(columns, 64), "num_warps": 4, **common}
+    return {"J": 4, "BM": 32, "BN": columns if wgmma else min(columns, 64), "num_warps": 8, **common}
 
 
 def rows_each(m: int, tiles: int, step: int) -> int:
