@@ -227,8 +227,8 @@ def _dw(
 
 @functools.cache
 def has_wgmma(device: torch.device) -> bool:
-    """Whether four warps multiply together there: more of a product's operands then lie outside registers."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+    """Whether four warps multiply together there (Hopper, Blackwell of data centres): tiles may be larger."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 def launch_forward(parts: int, m: int, n: int, wgmma: bool) -> dict[str, int]:

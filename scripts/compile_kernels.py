@@ -1,6 +1,7 @@
-"""Compile every Triton kernel for sm_80 and sm_90, without a GPU, and report registers and spills.
+"""Compile every Triton kernel for sm_80 and sm_90, without a GPU, and report registers, spills and shared memory.
 
-Exit code 1 if one does not compile or spills. Both are read from the report of the assembler that triton ships.
+Exit code 1 if one does not compile, spills or asks for more shared memory than the smallest of these devices has. Registers and
+spills are read from the report of the assembler that triton ships.
 Arguments pick kernels by the first word of their names, all without any.
 """
 
@@ -23,6 +24,7 @@ from triton.compiler import ASTSource
 
 from spikeclip.ops.surrogate import SURROGATES
 
+SHARED = {80: 99 * 1024, 90: 227 * 1024}  # bytes a block may have: of sm_86 and sm_89, which run sm_80's kernels, and of sm_90
 DTYPES = ("fp32", "fp16", "bf16")
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "i16": torch.int16, "i8": torch.int8}
 TRITON = {"fp32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16}
@@ -297,14 +299,15 @@ def resources(ptx: str, fused: bool) -> tuple[int, int]:
     raise RuntimeError(f"no assembler takes this PTX: {done.stderr}")
 
 
-def compile_variant(v: Variant, capability: int) -> tuple[int, int]:
+def compile_variant(v: Variant, capability: int) -> tuple[int, int, int]:
+    """(Registers of a thread, bytes it spills, bytes of shared memory of a block)."""
     names = v.kernel.arg_names
     order = {key: v.signature.get(key, "constexpr") for key in names}
     constants = {(names.index(key),): value for key, value in v.constants.items()}
     attributes = {(names.index(key),): [["tt.divisibility", 16]] for key in v.aligned}
     source = ASTSource(v.kernel, order, constants, attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=v.options)
-    return resources(compiled.asm["ptx"], v.options.get("enable_fp_fusion", True))
+    return *resources(compiled.asm["ptx"], v.options.get("enable_fp_fusion", True)), compiled.metadata.shared
 
 
 def main(picked: list[str]) -> int:
@@ -316,7 +319,7 @@ def main(picked: list[str]) -> int:
             if picked and v.name.split()[0] not in picked:
                 continue
             try:
-                registers, spilled = compile_variant(v, capability)
+                registers, spilled, shared = compile_variant(v, capability)
             except Exception as error:  # any compiler failure is the finding
                 print(f"sm_{capability} {v.name}: does not compile: {error}")
                 bad += 1
@@ -324,9 +327,14 @@ def main(picked: list[str]) -> int:
             if spilled:
                 print(f"sm_{capability} {v.name}: spills {spilled} bytes at {registers} registers")
                 bad += 1
-            worst.setdefault(" ".join(v.name.split()[:2]), []).append(registers)
-        for group, counts in worst.items():
-            print(f"sm_{capability} {group}: {len(counts)} variants, {min(counts)} to {max(counts)} registers")
+            if shared > SHARED[capability]:
+                print(f"sm_{capability} {v.name}: takes {shared} bytes of shared memory")
+                bad += 1
+            worst.setdefault(" ".join(v.name.split()[:2]), []).append((registers, shared))
+        for group, found in worst.items():
+            counts, most = [registers for registers, _ in found], max(shared for _, shared in found) / 1024
+            registers = f"{min(counts)} to {max(counts)} registers"
+            print(f"sm_{capability} {group}: {len(found)} variants, {registers}, at most {most:.0f} KiB shared")
     print("all compiled without spills" if not bad else f"{bad} kernels failed")
     return 1 if bad else 0
 
