@@ -1,7 +1,7 @@
 """Everything that needs a GPU, in one call of minutes and without a network: ``python benchmarks/gpu.py``.
 
-Installs the sources in place (with ``--wheels``, first the wheels of a folder as they are), runs the op tests on every backend
-of the device, times the cases against the peers that are installed, and writes gpu.json and gpu.md into ``benchmarks/results``
+Installs the sources in place (with ``--wheels``, first the wheels of a folder as they are), runs the tests of ops and layers on every
+backend of the device, times the cases against the peers that are installed, and writes gpu.json and gpu.md into ``benchmarks/results``
 and, with ``--out``, there, with all output in gpu.log. Cases come in order of worth and are kept command by command; what has
 not ended after ``--minutes`` is cut off, and said to be. ``--part tests`` ends with the tests and ``--part benchmarks`` begins
 after them, for two calls. Needs torch, triton, nvcc, setuptools, pybind11, ninja, hypothesis,
@@ -111,8 +111,9 @@ def main() -> None:
             build = (*install, "--no-build-isolation", "-e", str(ROOT))
             ready = ready and steps.run("build", [build], SPIKECLIP_CUDA="1", SPIKECLIP_CUDA_ARCHS=arch)
             ready = ready and steps.run("what was built", [tell])
-            files = [*sorted(ROOT.glob("tests/ops/test_*.py")), ROOT / "tests/models/test_inference.py"]
-            ready = ready and steps.run("tests", [(*TESTS, str(file)) for file in files], OMP_NUM_THREADS="2")
+            files = [*(f for part in ("ops", "nn") for f in sorted(ROOT.glob(f"tests/{part}/test_*.py"))), ROOT / "tests/models/test_inference.py"]
+            few = {"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+            ready = ready and steps.run("tests", [(*TESTS, str(file)) for file in files], **few)
         if ready and given.part != "tests":
             for name in ("gpu.json", "gpu.md"):
                 (results / name).unlink(missing_ok=True)
