@@ -1,12 +1,12 @@
 """Everything that needs a GPU, in one call of minutes and without a network: ``python benchmarks/gpu.py``.
 
-Installs the sources in place (with ``--wheels``, first the wheels of a folder as they are), runs the tests of ops and layers on every
-backend of the device, times the cases against the peers that are installed, and writes gpu.json and gpu.md into ``benchmarks/results``
-and, with ``--out``, there, with all output in gpu.log. Cases come in order of worth and are kept command by command; what has
-not ended after ``--minutes`` is cut off, and said to be. ``--part tests`` ends with the tests and ``--part benchmarks`` begins
-after them, for two calls. Needs torch, triton, nvcc, setuptools, pybind11, ninja, hypothesis,
-pytest, pytest-benchmark and open_clip_torch, which needs ftfy and wcwidth. Exit code 2 without a CUDA device, 1 when the build,
-a test or a benchmark fails or runs out of time: no speed is measured on a red test.
+Installs the sources in place (with ``--wheels``, first the wheels of a folder as they are), runs the tests of ops and layers on
+every backend of the device, times the cases against the peers that are installed, and writes gpu.json and gpu.md into
+``benchmarks/results`` and, with ``--out``, there, with all output in gpu.log. Cases come in order of worth and are kept command
+by command; what has not ended after ``--minutes`` is cut off, and said to be. ``--part tests`` ends with the tests and ``--part
+benchmarks`` begins after them, for two calls. Needs torch, triton, nvcc, setuptools, pybind11, ninja, hypothesis, pytest,
+pytest-benchmark and open_clip_torch, which needs ftfy and wcwidth. Exit code 2 without a CUDA device, 1 when the build, a test
+or a benchmark fails or runs out of time: no speed is measured on a red test.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ CASES = (  # file, pytest's -k; a capture that fails spoils its process for what
     ("test_towers.py", ""),
 )
 MEASURE = "import sys; from run import add; add('gpu', 'CUDA', {}, sys.argv[1:2], sys.argv[2:])"
+TESTED = ("ops/test_*.py", "nn/test_*.py", "models/test_inference.py")
 TESTS = ("-m", "pytest", "-q", "--tb=short", "--maxfail=40", "-k", "not in_its_interpreter")
 
 
@@ -111,7 +112,7 @@ def main() -> None:
             build = (*install, "--no-build-isolation", "-e", str(ROOT))
             ready = ready and steps.run("build", [build], SPIKECLIP_CUDA="1", SPIKECLIP_CUDA_ARCHS=arch)
             ready = ready and steps.run("what was built", [tell])
-            files = [*(f for part in ("ops", "nn") for f in sorted(ROOT.glob(f"tests/{part}/test_*.py"))), ROOT / "tests/models/test_inference.py"]
+            files = sorted(file for part in TESTED for file in (ROOT / "tests").glob(part))
             few = {"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
             ready = ready and steps.run("tests", [(*TESTS, str(file)) for file in files], **few)
         if ready and given.part != "tests":
