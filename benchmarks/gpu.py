@@ -41,6 +41,7 @@ CASES = (  # file, pytest's -k; a capture that fails spoils its process for what
     ("test_towers.py", ""),
 )
 MEASURE = "import sys; from run import add; add('gpu', 'CUDA', {}, sys.argv[1:2], sys.argv[2:])"
+KEPT = ("gpu.json", "gpu.md")
 TESTED = ("ops/test_*.py", "nn/test_*.py", "models/test_inference.py")
 TESTS = ("-m", "pytest", "-q", "--tb=short", "--maxfail=40", "-k", "not in_its_interpreter")
 
@@ -81,6 +82,34 @@ class Steps:
         return well
 
 
+def tested(steps: Steps, wheels: list[str], arch: str) -> bool:
+    """Install, and run the tests: whether all went well."""
+    install = ("-m", "pip", "install", "-q", "--no-deps", "--no-index")
+    build = (*install, "--no-build-isolation", "-e", str(ROOT))
+    tell = ("-c", "from spikeclip.ops._backends import built; print(*built(), sep='\\n')")
+    files = sorted(file for part in TESTED for file in (ROOT / "tests").glob(part))
+    few = {"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    return (
+        (not wheels or steps.run("carried wheels", [(*install, *wheels)]))
+        and steps.run("what is needed", [("-c", NEEDED)])
+        and steps.run("build", [build], SPIKECLIP_CUDA="1", SPIKECLIP_CUDA_ARCHS=arch)
+        and steps.run("what was built", [tell])
+        and steps.run("tests", [(*TESTS, str(file)) for file in files], **few)
+    )
+
+
+def measure(steps: Steps, out: Path) -> None:
+    """Time the cases, and keep the results after each."""
+    results = HERE / "results"
+    for name in KEPT:
+        (results / name).unlink(missing_ok=True)
+    for file, words in CASES:
+        command = ("-c", MEASURE, file, "-k", words, "--benchmark-max-time=0.5")
+        if steps.run(f"{file} {words}", [command], HERE) and out != results:
+            for name in KEPT:
+                shutil.copy(results / name, out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE / "results")
@@ -99,30 +128,12 @@ def main() -> None:
         sys.exit(2)
     major, minor = torch.cuda.get_device_capability()
     arch = f"{major}{minor}a" if major >= 9 else f"{major}{minor}"
-    install = ("-m", "pip", "install", "-q", "--no-deps", "--no-index")
-    out, results = given.out.resolve(), HERE / "results"
+    out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "gpu.log", "w") as log:
         steps = Steps(log, given.minutes)
-        tell = ("-c", "from spikeclip.ops._backends import built; print(*built(), sep='\\n')")
-        ready = True
-        if given.part != "benchmarks":
-            ready = not wheels or steps.run("carried wheels", [(*install, *wheels)])
-            ready = ready and steps.run("what is needed", [("-c", NEEDED)])
-            build = (*install, "--no-build-isolation", "-e", str(ROOT))
-            ready = ready and steps.run("build", [build], SPIKECLIP_CUDA="1", SPIKECLIP_CUDA_ARCHS=arch)
-            ready = ready and steps.run("what was built", [tell])
-            files = sorted(file for part in TESTED for file in (ROOT / "tests").glob(part))
-            few = {"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-            ready = ready and steps.run("tests", [(*TESTS, str(file)) for file in files], **few)
-        if ready and given.part != "tests":
-            for name in ("gpu.json", "gpu.md"):
-                (results / name).unlink(missing_ok=True)
-            for file, words in CASES:
-                measure = ("-c", MEASURE, file, "-k", words, "--benchmark-max-time=0.5")
-                if steps.run(f"{file} {words}", [measure], HERE) and out != results:
-                    for name in ("gpu.json", "gpu.md"):
-                        shutil.copy(results / name, out)
+        if (given.part == "benchmarks" or tested(steps, wheels, arch)) and given.part != "tests":
+            measure(steps, out)
     sys.exit(steps.failed)
 
 

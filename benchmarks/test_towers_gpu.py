@@ -68,17 +68,19 @@ def test_training_step(benchmark, config, batch, dtype, who):
     tower, images, rate = firing(config, batch)
     size = f"{tower.image_size}x{tower.image_size}"
     benchmark.group = f"training step of {config}, {size}, batch {batch}, Adam, {dtype}, firing at {rate:.1%}"
+    peer, graphed = who.removesuffix(GRAPH), who.endswith(GRAPH)
     try:
-        model = TRAINING[who.removesuffix(GRAPH)](tower.train())
+        model = TRAINING[peer](tower.train())
     except Missing as reason:
         pytest.skip(str(reason))
     check_same_network(model, tower, images)
     del tower  # a peer is a copy
     target = F.normalize(torch.randn(batch, 512, device="cuda"), dim=1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
-    options = {"cache_enabled": not who.endswith(GRAPH)}  # a graph's casts are its own
-    half = torch.autocast("cuda", torch.bfloat16, **options) if dtype == "bfloat16" else contextlib.nullcontext()
-    if who.endswith(GRAPH):
+    half = contextlib.nullcontext()
+    if dtype == "bfloat16":
+        half = torch.autocast("cuda", torch.bfloat16, cache_enabled=not graphed)  # a graph's casts are its own
+    if graphed:
         with half:
             model = torch.cuda.make_graphed_callables(model, (torch.rand_like(images),))
 
@@ -90,7 +92,7 @@ def test_training_step(benchmark, config, batch, dtype, who):
         optimizer.step()
 
     peak = timed(benchmark, step, rounds=7, warmup_rounds=2)
-    if not who.endswith(GRAPH):  # a graph's memory is taken when it is made, and is not seen here
+    if not graphed:  # a graph's memory is taken when it is made, and is not seen here
         benchmark.extra_info["peak_megabytes"] = peak
 
 

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from spikeclip.ops._device import device_of
 from spikeclip.ops._sums import mean_and_variance
 from spikeclip.ops.reference.bn_lif import bn_lif_bwd_by
 from spikeclip.ops.surrogate import SURROGATES
@@ -239,10 +240,6 @@ def _split(rows: int, channels: int, launch: dict[str, int]) -> tuple[int, int, 
     return rows_each, parts, parts * blocks
 
 
-def _device(x):
-    return torch.cuda.device(x.device if x.is_cuda else -1)
-
-
 def _partial(x, rows, channels):
     """[parts, 2, C]: the sums of x less its first row, and of their squares."""
     rows_each, parts, programs = _split(rows, channels, LAUNCH_STATS)
@@ -254,7 +251,7 @@ def _partial(x, rows, channels):
 def bn_stats(x):
     channels = x.shape[-1]
     rows = x.numel() // channels
-    with _device(x):
+    with device_of(x):
         partial = _partial(x, rows, channels)
     return mean_and_variance(partial, x.view(rows, channels)[0], rows)
 
@@ -263,7 +260,7 @@ def bn_affine(x, weight, bias, eps):
     channels = x.shape[-1]
     rows = x.numel() // channels
     outputs = [x.new_empty(channels, dtype=torch.float32) for _ in range(5)]
-    with _device(x):
+    with device_of(x):
         partial = _partial(x, rows, channels)
         _affine[(triton.cdiv(channels, LAUNCH_SUMS["CHANNELS"]),)](
             partial, x, x if weight is None else weight.contiguous(), x if bias is None else bias.contiguous(), *outputs,
@@ -276,7 +273,7 @@ def bn_affine(x, weight, bias, eps):
 def bn_factors(sums, scale, inverse, mean, count, apart):
     channels = sums.shape[1]
     factors, dweight = sums.new_empty((5 if apart else 3, channels)), torch.empty_like(scale)
-    with _device(sums):
+    with device_of(sums):
         _factors[(triton.cdiv(channels, LAUNCH_FACTORS["CHANNELS"]),)](
             sums, scale, inverse, mean, factors, dweight, channels, count, APART=apart, enable_fp_fusion=False,
             **LAUNCH_FACTORS,
@@ -288,7 +285,7 @@ def _sum_parts(partial):
     """[parts, 2, C] -> float32 [2, C]."""
     parts, _, channels = partial.shape
     total = torch.empty_like(partial[0])
-    with _device(partial):
+    with device_of(partial):
         _total[(triton.cdiv(channels, LAUNCH_SUMS["CHANNELS"]),)](
             partial, total, parts, channels, enable_fp_fusion=False, **LAUNCH_SUMS
         )
@@ -304,7 +301,7 @@ def bn_lif_fwd(x, v0, scale, shift, tau, v_threshold, v_reset, decay_input, spik
     if v_last.numel():
         rows = v_last.numel() // channels
         tau_tensor, *numbers = neuron_numbers(tau, v_threshold, v_reset, x)
-        with _device(x):
+        with device_of(x):
             _fwd[(triton.cdiv(rows * per_row, LAUNCH_FORWARD["BLOCK"]),)](
                 x, x if v0 is None else v0, x if scale is None else scale, x if shift is None else shift, spikes, v_last,
                 tau_tensor, steps, rows, channels, per_row, *numbers, HAS_V0=v0 is not None, HAS_SCALE=scale is not None,
@@ -326,7 +323,7 @@ def bn_lif_bwd(
     rows_each, parts, programs = _split(rows, channels, LAUNCH_BACKWARD)
     partial = x.new_empty((parts, 2, channels) if sums else 0, dtype=torch.float32)
     _, *numbers = neuron_numbers(tau, v_threshold, v_reset, x)
-    with _device(x):
+    with device_of(x):
         _bwd[(programs,)](
             ds, x, scale, shift, mean, x if factors is None else factors, dx, partial, steps, rows, channels, rows_each,
             *numbers, single(alpha), HAS_FACTORS=factors is not None, SUMS=sums, DECAY_INPUT=decay_input,

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spikeclip.ops._device import device_of
 from spikeclip.ops.surrogate import SURROGATES
 
 from ._step import charge, charge_grad_tau, neuron_numbers, reset, single, step_grad
@@ -139,7 +140,7 @@ def lif_fwd(x, v0, tau, v_threshold, v_reset, decay_input, spike_dtype):
     n = v_last.numel()
     if n:
         tau_tensor, *numbers = neuron_numbers(tau, v_threshold, v_reset, x)
-        with torch.cuda.device(x.device if x.is_cuda else -1):
+        with device_of(x):
             _fwd[(triton.cdiv(n, LAUNCH["BLOCK"]),)](
                 x, x if v0 is None else v0, spikes, v_last, tau_tensor, x.shape[0], n, *numbers,
                 HAS_V0=v0 is not None, TAU_TENSOR=isinstance(tau, Tensor), DECAY_INPUT=decay_input, SOFT_RESET=v_reset is None,
@@ -160,7 +161,7 @@ def lif_bwd(ds, dv_last, x, v0, tau, v_threshold, v_reset, decay_input, detach_r
     if n:
         tau_tensor, *numbers = neuron_numbers(tau, v_threshold, v_reset, x)
         wide = x.dtype == torch.float32
-        with torch.cuda.device(x.device if x.is_cuda else -1):
+        with device_of(x):
             _bwd[(programs,)](
                 x if ds is None else ds, x if dv_last is None else dv_last, x, x if v0 is None else v0, dx,
                 dx.view(torch.int32 if wide else torch.int16), dv0, partial, tau_tensor, steps, n, *numbers, single(alpha),

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from spikeclip.ops._device import device_of
 from spikeclip.ops.reference.max_pool import pooled_size
 
 LAUNCH = {"BLOCK": 128, "num_warps": 4}  # groups of VECTOR channels a program, one a thread
@@ -99,7 +100,7 @@ def _launch(kernel, tensors, x, values, backward, window, **constants) -> None:
     groups = triton.cdiv(channels, vector)
     total = (x if backward else values).numel() // channels * groups
     index = tl.int64 if max(x.numel(), values.numel()) > NARROW else tl.int32
-    with torch.cuda.device(x.device if x.is_cuda else -1):
+    with device_of(x):
         kernel[(triton.cdiv(total, LAUNCH["BLOCK"]),)](
             *tensors, total, groups, channels, *x.shape[2:4], *values.shape[2:4], SIZE=window[0], STRIDE=window[1],
             PADDING=window[2], INDEX=index, VECTOR=vector, **constants, enable_fp_fusion=False, **LAUNCH,

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spikeclip.ops._device import device_of
+
 from ._bits import elements, expand
 
 LAUNCH = {"BLOCK": 128, "num_warps": 4}  # words a program
@@ -41,7 +43,7 @@ def pack(s: Tensor, check: bool) -> Tensor:
     words = s.new_empty((*s.shape[:-1], per_row), dtype=torch.int32)
     flag = s.new_zeros(1 if check else 0, dtype=torch.int32)
     if n := words.numel():
-        with torch.cuda.device(s.device if s.is_cuda else -1):
+        with device_of(s):
             _pack[(triton.cdiv(n, LAUNCH["BLOCK"]),)](_plain(s), words, flag, length, per_row, n, CHECK=check, **LAUNCH)
         if check and flag.item():
             raise ValueError("s must hold spikes, 0 or 1; got other values")
@@ -54,6 +56,6 @@ def unpack(words: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     s = words.new_empty((*words.shape[:-1], length), dtype=dtype)
     if s.numel():
         n = words.numel()
-        with torch.cuda.device(words.device if words.is_cuda else -1):
+        with device_of(words):
             _unpack[(triton.cdiv(n, LAUNCH["BLOCK"]),)](words, _plain(s), length, words.shape[-1], n, **LAUNCH)
     return s

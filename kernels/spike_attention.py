@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spikeclip.ops._device import device_of
+
 from ._bits import dot, expand, expand_down
 
 EXACT_IN_FLOAT16 = 2048  # every integer up to it
@@ -194,7 +196,7 @@ def spike_attention(q: Tensor, k: Tensor, v: Tensor, channels: int, num_heads: i
     y = q.new_empty((length, n, channels), dtype=dtype)
     if not y.numel():
         return y
-    with torch.cuda.device(q.device if q.is_cuda else -1):
+    with device_of(q):
         if not exact or (not direct and n > 4 * launch["BN"]):  # else every block of rows would make k^T v anew
             gram, operand = _head_gram(k, v, channels, num_heads), torch.float16 if s <= EXACT_IN_FLOAT16 else torch.float32
             return _head_apply(q, gram, channels, num_heads, scale, dtype, operand, "ieee")
@@ -212,6 +214,6 @@ def spike_attention_bwd(
         return tuple(dy.new_zeros((*x.shape[:2], channels)) for x in (q, k, v))
     # Three products of tf32 keep 22 bits of the sums: more than a 16-bit result can show.
     last = (channels, num_heads, scale, dy.dtype, torch.float32, "ieee" if dy.dtype == torch.float32 else "tf32x3")
-    with torch.cuda.device(dy.device if dy.is_cuda else -1):
+    with device_of(dy):
         kv, q_dy = _head_gram(k, v, channels, num_heads), _head_gram(q, dy, channels, num_heads)
         return _head_apply(dy, kv.mT, *last), _head_apply(v, q_dy.mT, *last), _head_apply(k, q_dy, *last)

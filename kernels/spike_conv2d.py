@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spikeclip.ops._device import device_of
+
 from ._bits import dot, spread, spread_down, table
 
 PARTS = {torch.float32: 3, torch.float16: 1, torch.bfloat16: 1, torch.int16: 2, torch.int8: 1}
@@ -269,7 +271,7 @@ def _laid(w: Tensor, parts: int, dtype: torch.dtype, align: int) -> Tensor:
     out = w.new_empty((parts, n, *kernel, triton.cdiv(channels, align) * align), dtype=dtype)
     if out.numel():
         w, size = w.flatten(2), out[0].numel()
-        with torch.cuda.device(w.device if w.is_cuda else -1):
+        with device_of(w):
             _lay[(triton.cdiv(size, LAUNCH_LAY["BLOCK"]),)](
                 w, out, channels, w.shape[2], out.shape[-1], size, *w.stride()[::-1],
                 PARTS=parts, enable_fp_fusion=False, **LAUNCH_LAY,
@@ -306,7 +308,7 @@ def forward(words, shape, channels, tiles, scale, bias, m, dtype):
         launch = launch_forward(tiles.shape[0], m, n, has_wgmma(words.device))
         grid = (triton.cdiv(m, launch["BM"]) * triton.cdiv(n, launch["BN"]),)
         scale, bias = (words if x is None else x.contiguous() for x in (scale, bias))
-        with torch.cuda.device(words.device if words.is_cuda else -1):
+        with device_of(words):
             _fwd[grid](
                 words, tiles, scale, bias, table(words.device), y, m, n, channels, words.shape[-1], *shape, *tiles.stride(),
                 HAS_SCALE=scale is not words, HAS_BIAS=bias is not words, PARTS=tiles.shape[0], **launch,
@@ -326,7 +328,7 @@ def gradient(words, shape, channels, dy):
     each = rows_each(m, tiles, launch["BM"])
     splits = triton.cdiv(m, each)
     partial = dy.new_empty((splits, shape.taps, channels, n), dtype=torch.float32)
-    with torch.cuda.device(words.device if words.is_cuda else -1):
+    with device_of(words):
         _dw[(tiles, splits)](words, dy, partial, table(words.device), m, n, channels, words.shape[-1], *shape, each, **launch)
         grid = (triton.cdiv(channels, LAUNCH_COLLECT["BC"]) * triton.cdiv(n, LAUNCH_COLLECT["BN"]),)
         _collect[grid](partial, dw, splits, shape.taps, channels, n, **LAUNCH_COLLECT)

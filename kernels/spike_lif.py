@@ -5,9 +5,12 @@ A program owns the same rows and columns of every time-step, up to STEPS of them
 all of these, membranes stay in registers, currents are stored only where they are asked for, and spikes leave at one bit each.
 """
 
-import torch
 import triton
 import triton.language as tl
+
+from spikeclip.ops._device import device_of
+from spikeclip.ops._native import as_float
+from spikeclip.ops.weights import tiles_are_for
 
 from ._bits import table
 from ._step import charge, neuron_numbers, reset
@@ -81,12 +84,12 @@ def spike_lif(words, channels, w, bias, window, pool, add, currents, tau, v_thre
         shape = geometry(words.shape[2:4], w.values.shape[2:], *window)
         m = words.shape[1] * shape.out_height * shape.out_width
     check_rows(words, steps * m)
-    tiles = tile(w.values) if w.tiles is None or words.device.type == "cpu" else w.tiles
+    tiles = w.tiles if tiles_are_for("triton", words.device.type) else tile(w.values)
     launched, n = launch(steps), tiles.shape[3]
     words = words.contiguous()
-    scale, bias = (x if x is None else x.to(torch.float32).contiguous() for x in (w.scale, bias))
+    scale, bias = as_float(w.scale), as_float(bias)
     _, *numbers = neuron_numbers(tau, v_threshold, v_reset, words)
-    with torch.cuda.device(words.device if words.is_cuda else -1):
+    with device_of(words):
         _fwd[(triton.cdiv(m, launched["ROWS"]) * triton.cdiv(n, launched["BN"]),)](
             words, tiles, *(words if x is None else x for x in (scale, bias)), table(words.device),
             *(words if x is None else x for x in (add, currents)), out, steps, m, n, channels, words.shape[-1], out.shape[-1],

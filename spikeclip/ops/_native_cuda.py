@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._device import device_of
 from ._native import DTYPE, Native, as_float, pointer
 from ._sums import mean_and_variance, total
 from .packed import word_count
@@ -19,10 +20,6 @@ _ONE_PIXEL = (1, 1, 1, 1, 1, 1, 1, 0, 0, 1)
 _MOST_ROWS = 2**31 - 2**16
 _RECOMPUTED = 8  # steps whose membranes csrc/cuda/bn_lif.cu holds in registers
 _FUSED_ROWS = 256  # above it, k^T v is made once and not anew for every 64 rows of q
-
-
-def _device(x: Tensor):
-    return torch.cuda.device(x.device if x.is_cuda else -1)
 
 
 def _shape(
@@ -41,11 +38,11 @@ class NativeCuda(Native):
     max_pool_bwd = staticmethod(max_pool_bwd)
 
     def lif_fwd(self, x, *args):
-        with _device(x):
+        with device_of(x):
             return super().lif_fwd(x, *args)
 
     def lif_bwd(self, ds, dv_last, x, *args):
-        with _device(x):
+        with device_of(x):
             return super().lif_bwd(ds, dv_last, x, *args)
 
     def bn_stats(self, x):
@@ -53,7 +50,7 @@ class NativeCuda(Native):
         rows = x.numel() // channels
         parts = self._ext.bn_parts(rows, channels)
         partial = x.new_empty((parts, 2, channels), dtype=torch.float32)
-        with _device(x):
+        with device_of(x):
             self._ext.bn_sums(x.data_ptr(), DTYPE[x.dtype], partial.data_ptr(), rows, channels, parts, self._context(x))
         return mean_and_variance(partial, x.view(rows, channels)[0], rows)
 
@@ -63,7 +60,7 @@ class NativeCuda(Native):
         spikes = x.new_empty((*x.shape[:-1], word_count(channels) if packed else channels), dtype=spike_dtype)
         v_last = x.new_empty(x.shape[1:], dtype=torch.float32)
         if v_last.numel():
-            with _device(x):
+            with device_of(x):
                 self._ext.bn_lif_fwd(
                     x.data_ptr(), DTYPE[x.dtype], pointer(v0), pointer(scale), pointer(shift), spikes.data_ptr(),
                     3 if packed else DTYPE[spike_dtype], v_last.data_ptr(), steps, v_last.numel() // channels, channels,
@@ -83,7 +80,7 @@ class NativeCuda(Native):
         parts = self._ext.bn_parts(rows, channels)
         dx = x.new_empty(0) if factors is None else torch.empty_like(x)
         partial = x.new_empty((parts, 2, channels) if sums else 0, dtype=torch.float32)
-        with _device(x):
+        with device_of(x):
             self._ext.bn_lif_bwd(
                 ds.data_ptr(), DTYPE[ds.dtype], x.data_ptr(), DTYPE[x.dtype], scale.data_ptr(), shift.data_ptr(),
                 mean.data_ptr(), pointer(factors), dx.data_ptr(), partial.data_ptr() if sums else 0, steps, rows, channels,
@@ -98,7 +95,7 @@ class NativeCuda(Native):
         words = s.new_empty((*s.shape[:-1], (length + 31) // 32), dtype=torch.int32)
         flag = s.new_zeros(1, dtype=torch.int32) if check else None
         if s.numel():
-            with _device(s):
+            with device_of(s):
                 self._ext.pack(
                     s.data_ptr(), _SPIKES[s.dtype], words.data_ptr(), s.numel() // length, length, pointer(flag),
                     self._context(s),
@@ -112,7 +109,7 @@ class NativeCuda(Native):
         known = dtype if dtype in _SPIKES else torch.float32
         s = words.new_empty((*words.shape[:-1], length), dtype=known)
         if s.numel():
-            with _device(words):
+            with device_of(words):
                 self._ext.unpack(
                     words.data_ptr(), s.data_ptr(), _SPIKES[known], s.numel() // length, length, self._context(words)
                 )
@@ -145,7 +142,7 @@ class NativeCuda(Native):
         _check_rows(words, m)
         y = words.new_empty((m, n), dtype=dtype)
         if y.numel():
-            with _device(words):
+            with device_of(words):
                 self._ext.spike_product(
                     words.data_ptr(), shape, m, n, channels, w.data_ptr(), _WEIGHTS[w.dtype], strides, pointer(scale),
                     pointer(bias), y.data_ptr(), DTYPE[dtype], self._context(words),
@@ -160,7 +157,7 @@ class NativeCuda(Native):
             return dy.new_zeros((taps, channels, n), dtype=torch.float32)
         splits = self._ext.gradient_splits(m, n, channels, taps)
         dw = dy.new_empty((splits, taps, channels, n), dtype=torch.float32)
-        with _device(words):
+        with device_of(words):
             self._ext.spike_gradient(
                 words.data_ptr(), shape, m, n, channels, dy.data_ptr(), DTYPE[dy.dtype], strides, dw.data_ptr(), splits,
                 self._context(words),
@@ -175,7 +172,7 @@ class NativeCuda(Native):
             return self._apply(q, self._gram(k, v, num_heads, width), False, scale, dtype)
         y = q.new_empty((sequences, n, channels), dtype=dtype)
         if y.numel():
-            with _device(q):
+            with device_of(q):
                 self._ext.spike_attention(
                     sequences, num_heads, width, n, s, q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr(), DTYPE[dtype],
                     scale, self._context(q),
@@ -195,7 +192,7 @@ class NativeCuda(Native):
         """a^T b of every head, float32 [L, heads, width, width]: a packed [L, R, W], b like it or dense [L, R, channels]."""
         gram = a.new_empty((a.shape[0], num_heads, width, width), dtype=torch.float32)
         if gram.numel():
-            with _device(a):
+            with device_of(a):
                 self._ext.head_gram(
                     a.shape[0], num_heads, width, a.shape[1], a.data_ptr(), b.data_ptr(), b.dtype == torch.int32,
                     DTYPE.get(b.dtype, 0), gram.data_ptr(), self._context(a),
@@ -207,7 +204,7 @@ class NativeCuda(Native):
         sequences, num_heads, width = gram.shape[:3]
         y = a.new_empty((sequences, a.shape[1], num_heads * width), dtype=dtype)
         if y.numel():
-            with _device(a):
+            with device_of(a):
                 self._ext.head_apply(
                     sequences, num_heads, width, a.shape[1], a.data_ptr(), a.dtype == torch.int32, DTYPE.get(a.dtype, 0),
                     gram.data_ptr(), transposed, y.data_ptr(), DTYPE[dtype], scale, self._context(a),

@@ -14,7 +14,7 @@ from ._density import dense_dtype
 from ._dtypes import compute_dtype
 from .packed import PackedSpikes, pack, word_count
 from .spike_matmul import check_beside, check_bias, float_dtype, goes_dense, spikes_of, weights_of
-from .weights import SpikeWeights
+from .weights import SpikeWeights, tiles_are_for
 
 _library = torch.library.Library("spikeclip", "FRAGMENT")
 _library.define(
@@ -108,8 +108,7 @@ def _fwd(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backe
         words = pack(last, functions) if keep else None
     else:
         words = s if packed else pack(last, functions)
-        theirs = tiles is not None and name == _backends.chosen("auto", s.device.type, torch.float32)
-        ready = {"tiles": tiles} if theirs else {}
+        ready = {"tiles": tiles} if tiles is not None and tiles_are_for(name, s.device.type) else {}
         y = functions.spike_conv2d(words, channels, w, scale, bias, stride, padding, out, **ready)
     return y, words if keep else s.new_empty(0, dtype=torch.int32)
 

@@ -11,7 +11,7 @@ from ._dense import dense_product
 from ._density import dense_dtype, event_driven
 from ._dtypes import FLOATS, compute_dtype
 from .packed import PackedSpikes, check_spikes, pack, word_count
-from .weights import SpikeWeights
+from .weights import SpikeWeights, tiles_are_for
 
 _library = torch.library.Library("spikeclip", "FRAGMENT")
 _library.define(
@@ -129,8 +129,7 @@ def _fwd(s, length, w, scale, tiles, bias, keep, dtype, backend):
         words = pack(s, functions) if keep else None
     else:
         words = s if packed else pack(s, functions)
-        theirs = tiles is not None and name == _backends.chosen("auto", s.device.type, torch.float32)
-        ready = {"tiles": tiles} if theirs else {}
+        ready = {"tiles": tiles} if tiles is not None and tiles_are_for(name, s.device.type) else {}
         y = functions.spike_matmul(_rows(words), length, w, scale, bias, out, **ready)
     return y.view(*leading, w.shape[1]), words if keep else s.new_empty(0, dtype=torch.int32)
 

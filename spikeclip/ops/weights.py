@@ -45,6 +45,11 @@ class SpikeWeights:
         return f"SpikeWeights(shape={list(self.shape)}, dtype={self.values.dtype})"
 
 
+def tiles_are_for(name: str, device_type: str) -> bool:
+    """Whether ``SpikeWeights.tiles`` on this device type are laid out for the kernels of this backend."""
+    return name == _backends.chosen("auto", device_type, torch.float32)
+
+
 def prepare_weights(w: Tensor, dtype: str = "fp32") -> SpikeWeights:
     """Make weights ready for many products with spikes, without a gradient.
 
