@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <functional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "cpu/max_pool.h"
 #include "cpu/pack.h"
 #include "cpu/pages.h"
+#include "cpu/sequence.h"
 #include "cpu/spike_attention.h"
 #include "cpu/spike_conv2d.h"
 #include "cpu/spike_lif.h"
@@ -128,16 +130,16 @@ void bn_stats(uintptr_t x, int x_dtype, int64_t rows, int64_t channels, uintptr_
 }
 
 // spike_dtype 3: packed
-void bn_lif_fwd(uintptr_t x, int x_dtype, uintptr_t v0, uintptr_t scale, uintptr_t shift, uintptr_t spikes, int spike_dtype,
-                uintptr_t v_last, int64_t steps, int64_t rows, int64_t channels, float tau, uintptr_t, float v_threshold,
-                float v_reset, bool decay_input, bool soft_reset, bool repeated, int threads) {
+LifForward bn_lif_fwd(uintptr_t x, int x_dtype, uintptr_t v0, uintptr_t scale, uintptr_t shift, uintptr_t spikes, int spike_dtype,
+                      uintptr_t v_last, int64_t steps, int64_t rows, int64_t channels, float tau, uintptr_t, float v_threshold,
+                      float v_reset, bool decay_input, bool soft_reset, bool repeated, int threads) {
   check_sizes(steps, rows * channels, threads);
   const bool packed = spike_dtype == 3;
   const Dtype dtype = packed ? Dtype::f32 : Dtype(spike_dtype);
   if (!packed) prefer_huge_pages(at<void>(spikes), bytes(steps * rows * channels, spike_dtype));
-  current.lif_forward({at<void>(x), Dtype(x_dtype), at<float>(v0), at<void>(spikes), dtype, at<float>(v_last), steps,
-                       rows * channels, LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}, threads,
-                       packed, channels, repeated, at<float>(scale), at<float>(shift)});
+  return {at<void>(x), Dtype(x_dtype), at<float>(v0), at<void>(spikes), dtype, at<float>(v_last), steps, rows * channels,
+          LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}, threads, packed, channels, repeated,
+          at<float>(scale), at<float>(shift)};
 }
 
 void bn_lif_bwd(uintptr_t ds, int ds_dtype, uintptr_t x, int x_dtype, uintptr_t scale, uintptr_t shift, uintptr_t mean,
@@ -257,16 +259,16 @@ void winograd_gradient(uintptr_t dy, const Conv2dShape& shape, int64_t channels,
 }
 
 // `pool`: size, stride, padding, height and width of what it leaves
-void spike_lif(uintptr_t words, int64_t steps, const Conv2dShape& shape, bool convolution, int64_t channels, int kind,
-               int64_t columns, uintptr_t weights, uintptr_t scale, uintptr_t bias, const std::array<int64_t, 5>& pool,
-               uintptr_t add, uintptr_t currents, uintptr_t out, float tau, float v_threshold, float v_reset, bool decay_input,
-               bool soft_reset, int threads) {
+SpikeLif spike_lif(uintptr_t words, int64_t steps, const Conv2dShape& shape, bool convolution, int64_t channels, int kind,
+                   int64_t columns, uintptr_t weights, uintptr_t scale, uintptr_t bias, const std::array<int64_t, 5>& pool,
+                   uintptr_t add, uintptr_t currents, uintptr_t out, float tau, float v_threshold, float v_reset,
+                   bool decay_input, bool soft_reset, int threads) {
   const Conv2d s = conv2d(shape);
   check_sizes(steps, s.batch * s.out_height * s.out_width, threads);
-  current.spike_lif({steps, s, convolution, at<uint32_t>(words), channels,
-                     tiles(kind, s.kernel_height * s.kernel_width * channels, columns, channels), at<void>(weights), at<float>(scale),
-                     at<float>(bias), pool[0], pool[1], pool[2], pool[3], pool[4], at<float>(add), at<float>(currents),
-                     at<uint32_t>(out), LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}, threads});
+  return {steps, s, convolution, at<uint32_t>(words), channels,
+          tiles(kind, s.kernel_height * s.kernel_width * channels, columns, channels), at<void>(weights), at<float>(scale),
+          at<float>(bias), pool[0], pool[1], pool[2], pool[3], pool[4], at<float>(add), at<float>(currents), at<uint32_t>(out),
+          LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}, threads};
 }
 
 // images, q tokens, k tokens, channels, heads
@@ -291,12 +293,47 @@ void spike_attention_grad(const std::array<uintptr_t, 3>& qkv, const AttentionSh
                                 at<void>(gradients[1]), at<void>(gradients[2])});
 }
 
-void spike_attention_lif(const std::array<uintptr_t, 3>& qkv, const AttentionShape& shape, float scale, int64_t steps,
-                         uintptr_t words, float tau, float v_threshold, float v_reset, bool decay_input, bool soft_reset,
-                         int threads) {
+SpikeAttentionLif spike_attention_lif(const std::array<uintptr_t, 3>& qkv, const AttentionShape& shape, float scale,
+                                      int64_t steps, uintptr_t words, float tau, float v_threshold, float v_reset,
+                                      bool decay_input, bool soft_reset, int threads) {
   if (steps < 1 || shape[0] % steps != 0) throw std::invalid_argument("images must be a multiple of steps");
-  current.spike_attention_lif({attention(qkv, shape, scale, 0, 0, threads), steps, at<uint32_t>(words),
-                               LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}});
+  return {attention(qkv, shape, scale, 0, 0, threads), steps, at<uint32_t>(words),
+          LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}};
+}
+
+void stop_from(Sequence& sequence, uintptr_t words, int64_t number, int64_t ones) {
+  sequence.steps.emplace_back([=](int) { return count(words, number) < ones; });
+}
+
+void gather(Sequence& sequence, uintptr_t from, int64_t rows, int64_t width, int64_t stride, uintptr_t to) {
+  sequence.steps.emplace_back([=](int) { return gather_rows(at<uint32_t>(from), rows, width, stride, at<uint32_t>(to)), true; });
+}
+
+void mean(Sequence& sequence, uintptr_t x, uintptr_t weights, const std::array<int64_t, 4>& shape, uintptr_t out) {
+  check_sizes(shape[0] * shape[1], shape[2] * shape[3], 1);
+  sequence.steps.emplace_back([=](int) {
+    return weighted_mean(at<float>(x), at<float>(weights), shape[0], shape[1], shape[2], shape[3], at<float>(out)), true;
+  });
+}
+
+LifForward by(LifForward call, int threads) { return call.threads = threads, call; }
+SpikeLif by(SpikeLif call, int threads) { return call.threads = threads, call; }
+SpikeAttentionLif by(SpikeAttentionLif call, int threads) { return call.forward.threads = threads, call; }
+
+// The call that `describe` makes of its arguments: made at once, or kept in a sequence.
+template <typename Call, typename... Args>
+auto now(Call (*describe)(Args...), void (*Isa::*function)(const Call&)) {
+  return [=](Args... args) { (current.*function)(describe(args...)); };
+}
+
+template <typename Call, typename... Args>
+auto later(Call (*describe)(Args...), void (*Isa::*function)(const Call&)) {
+  return [=](Sequence& sequence, Args... args) {
+    sequence.steps.emplace_back([function, call = describe(args...)](int threads) {
+      (current.*function)(by(call, threads));
+      return true;
+    });
+  };
 }
 
 }  // namespace
@@ -306,7 +343,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("lif_fwd", &lif_fwd, no_gil);
   m.def("lif_bwd", &lif_bwd, no_gil);
   m.def("bn_stats", &bn_stats, no_gil);
-  m.def("bn_lif_fwd", &bn_lif_fwd, no_gil);
+  m.def("bn_lif_fwd", now(&bn_lif_fwd, &Isa::lif_forward), no_gil);
   m.def("bn_lif_bwd", &bn_lif_bwd, no_gil);
   m.def("tau_partials", &tau_partials);
   m.def("max_pool", &max_pool, no_gil);
@@ -321,10 +358,19 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("spike_conv2d", &spike_conv2d, no_gil);
   m.def("spike_conv2d_grad", &spike_conv2d_grad, no_gil);
   m.def("winograd_gradient", &winograd_gradient, no_gil);
-  m.def("spike_lif", &spike_lif, no_gil);
+  m.def("spike_lif", now(&spike_lif, &Isa::spike_lif), no_gil);
   m.def("spike_attention", &spike_attention, no_gil);
   m.def("spike_attention_grad", &spike_attention_grad, no_gil);
-  m.def("spike_attention_lif", &spike_attention_lif, no_gil);
+  m.def("spike_attention_lif", now(&spike_attention_lif, &Isa::spike_attention_lif), no_gil);
+  py::class_<Sequence>(m, "Sequence")
+      .def(py::init<>())
+      .def("spike_lif", later(&spike_lif, &Isa::spike_lif))
+      .def("spike_attention_lif", later(&spike_attention_lif, &Isa::spike_attention_lif))
+      .def("bn_lif_fwd", later(&bn_lif_fwd, &Isa::lif_forward))
+      .def("gather", &gather)
+      .def("mean", &mean)
+      .def("stop_from", &stop_from, "The run ends here where the words have that many ones.")
+      .def("run", &Sequence::run, no_gil);
   m.def("isa", [] { return current.name; });
   m.def("isas", &supported, "Instruction sets that this machine can run, widest last.");
   m.def("set_isa", &set_isa);

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..nn import BNLIF, LIF, LinearNorm, SpikeConv2d, SpikingSelfAttention
 from ..ops import (
     PackedSpikes,
+    Sequence,
     SpikeWeights,
     lif,
     prepare_weights,
@@ -20,6 +21,9 @@ from ..ops import (
     spike_conv2d_lif,
     spike_matmul_lif,
 )
+
+# Up to so many first neurons (8 images of 32x32 with 48 channels) a CPU's calls are recorded: beyond, Python hardly counts.
+_RECORDED_NEURONS = 400_000
 
 
 class FoldedWeights(nn.Module):
@@ -60,6 +64,29 @@ class FoldedWeights(nn.Module):
         return {**self.__dict__, "_prepared": None}
 
 
+class _Recorded:
+    """The layers between the first neurons' currents, of the shape of ``like``, and the features' projection, as one call."""
+
+    def __init__(self, tower: ImageInference, like: Tensor):
+        self.sequence = Sequence()
+        self.layers = [(layer, layer(), layer.bias) for layer in tower.modules() if isinstance(layer, FoldedWeights)]
+        self.readout = tower.readout.weight.data_ptr()
+        with torch.inference_mode(False), torch.no_grad():  # what is kept outlives the caller's mode
+            self.currents = torch.empty(like.shape)
+            stream = tower.stream(self.currents, self.sequence)
+            self.means = self.sequence.mean(stream, tower.readout.weight)
+
+    def is_of(self, tower: ImageInference) -> bool:
+        """Whether the tower still has the tensors that were recorded."""
+        same = all(layer._prepared is weights and layer._buffers["bias"] is bias for layer, weights, bias in self.layers)
+        return same and tower.readout.weight.data_ptr() == self.readout
+
+    def __call__(self, currents: Tensor) -> Tensor | None:
+        """What the readout makes of the stream, kept until the next call; None: a dense product is faster for such spikes."""
+        self.currents.copy_(currents)
+        return self.means if self.sequence.run() else None
+
+
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     """Where ``fn`` takes it, in its own dtype."""
     moved = fn(tensor)
@@ -95,7 +122,7 @@ class _Block(nn.Module):
     def __init__(self, block: nn.Module, behind: dict, dtype: str):
         super().__init__()
         attention: SpikingSelfAttention = block.attention
-        self.heads, self.attention_scale = attention.num_heads, attention.scale
+        self.heads, self.width, self.attention_scale = attention.num_heads, attention.dim, attention.scale
         self.mixed, self.mlp, self.hidden = map(_neuron, (attention.attention_lif, block.fc1_lif, block.fc1.norm))
         self.behind = behind
         parts = [attention.q, attention.k, attention.v]
@@ -105,13 +132,19 @@ class _Block(nn.Module):
         self.qkv = nn.ModuleList(_fold_linear(group, dtype) for group in ([parts] if together else [[part] for part in parts]))
         self.project, self.fc1, self.fc2 = (_fold_linear([layer], dtype) for layer in (attention.project, block.fc1, block.fc2))
 
-    def forward(self, spikes: PackedSpikes, stream: Tensor) -> PackedSpikes:
-        found = [spike_matmul_lif(spikes, w(), w.bias, **neuron) for w, neuron in zip(self.qkv, self.inner, strict=False)]
-        q, k, v = found if len(found) == 3 else _thirds(found[0])
-        mixed = spike_attention_lif(q, k, v, scale=self.attention_scale, num_heads=self.heads, **self.mixed)
-        spikes = spike_matmul_lif(mixed, self.project(), self.project.bias, add=stream, currents=stream, **self.mlp)
-        spikes = spike_matmul_lif(spikes, self.fc1(), self.fc1.bias, **self.hidden)
-        return spike_matmul_lif(spikes, self.fc2(), self.fc2.bias, add=stream, currents=stream, **self.behind)
+    def forward(self, spikes: PackedSpikes, stream: Tensor, sequence: Sequence | None) -> PackedSpikes:
+        def product(spikes: PackedSpikes, w: FoldedWeights, neuron: dict, **residual: Tensor) -> PackedSpikes:
+            return spike_matmul_lif(spikes, w(), w.bias, sequence=sequence, **neuron, **residual)
+
+        found = [product(spikes, w, neuron) for w, neuron in zip(self.qkv, self.inner, strict=False)]
+        if len(found) == 3:
+            q, k, v = found
+        else:
+            q, k, v = _thirds(found[0]) if sequence is None else sequence.chunk(found[0], 3)
+        mixed = spike_attention_lif(q, k, v, scale=self.attention_scale, num_heads=self.heads, sequence=sequence, **self.mixed)
+        spikes = product(mixed, self.project, self.mlp, add=stream, currents=stream)
+        spikes = product(spikes, self.fc1, self.hidden)
+        return product(spikes, self.fc2, self.behind, add=stream, currents=stream)
 
 
 def _thirds(spikes: PackedSpikes) -> list[PackedSpikes]:
@@ -123,7 +156,8 @@ class ImageInference(nn.Module):
 
     Its features and spikes are those of the tower in evaluation, to rounding for fp32 weights. Nothing in it learns; weights
     are buffers, so that ``state_dict``, ``copy.deepcopy`` and ``to(device)`` work. It computes in float32, whatever dtype it is
-    sent to and under autocast too, and may be called from several threads.
+    sent to and under autocast too, and may be called from several threads. On a CPU the calls that few images need are recorded
+    (:class:`spikeclip.ops.Sequence`) and their memory is kept, for each number of images.
 
     On a GPU a call for few images is mostly launches of kernels. Nothing in it waits for the device, so that PyTorch can replay
     it as one CUDA graph: ``torch.cuda.make_graphed_callables(ready, (images,))``. It then takes this batch size alone and
@@ -148,6 +182,10 @@ class ImageInference(nn.Module):
         self.entry = neurons[0] if neurons else None
         following = [*neurons[1:], *neurons[-1:]]  # nobody reads the last block's spikes, but its stream
         self.blocks = nn.ModuleList(_Block(b, n, weights) for b, n in zip(tower.blocks, following, strict=True))
+        heads = {block.width // block.heads for block in self.blocks}
+        fused = bool(heads) and heads <= set(Sequence.HEADS)
+        self.recordable = fused and isinstance(self.last_pool, nn.Identity)
+        self._recorded: dict[int, list[_Recorded]] = {}
         self.readout, self.project = copy.deepcopy(tower.readout).float(), copy.deepcopy(tower.project).float()
         self.requires_grad_(False).eval()
 
@@ -161,24 +199,54 @@ class ImageInference(nn.Module):
     def _features(self, images: Tensor) -> Tensor:
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         x = self.first_pool(F.conv2d(x, self.first_weight, self.first_bias, padding=1)).permute(0, 2, 3, 1)
-        spikes, _ = lif(x.expand(self.T, *x.shape), packed=True, **self.first)
-        for conv, options in zip(self.convs[:-1], self.between, strict=True):
-            spikes = spike_conv2d_lif(spikes, conv(), conv.bias, padding=1, **options)
-        spikes, stream = self._enter(spikes)
-        for block in self.blocks:
-            spikes = block(spikes, stream)
-        return self.project(self.readout(stream.mean(2)))
+        if self._may_record(x):
+            recorded = self._take(x)
+            means = recorded(x)
+            features = None if means is None else self.project(means)
+            self._recorded[len(x)].append(recorded)
+            if features is not None:
+                return features
+        return self.project(self.readout(self.stream(x).mean(2)))
 
-    def _enter(self, spikes: PackedSpikes) -> tuple[PackedSpikes | None, Tensor]:
-        """The last convolution: the stream ``[T, B, N, C]`` and, where there are blocks, its spikes."""
+    def _may_record(self, currents: Tensor) -> bool:
+        small = 0 < currents.numel() <= _RECORDED_NEURONS
+        return small and self.recordable and Sequence.available(currents.device) and not torch.compiler.is_compiling()
+
+    def _take(self, currents: Tensor) -> _Recorded:
+        """One that no other thread has, recorded where there is none."""
+        kept = self._recorded.setdefault(len(currents), [])
+        try:
+            recorded = kept.pop()
+        except IndexError:
+            return _Recorded(self, currents)
+        return recorded if recorded.is_of(self) else _Recorded(self, currents)
+
+    def stream(self, currents: Tensor, sequence: Sequence | None = None) -> Tensor:
+        """The stream ``[T, B, N, C]`` behind all blocks, of the first neurons' currents ``[B, H, W, C]``; made or recorded."""
+        if sequence is None:
+            spikes, _ = lif(currents.expand(self.T, *currents.shape), packed=True, **self.first)
+        else:
+            spikes = sequence.lif(currents, self.T, **self.first)
+        for conv, options in zip(self.convs[:-1], self.between, strict=True):
+            spikes = spike_conv2d_lif(spikes, conv(), conv.bias, padding=1, sequence=sequence, **options)
+        spikes, stream = self._enter(spikes, sequence)
+        for block in self.blocks:
+            spikes = block(spikes, stream, sequence)
+        return stream
+
+    def _enter(self, spikes: PackedSpikes, sequence: Sequence | None) -> tuple[PackedSpikes | None, Tensor]:
+        """The last convolution: the stream and, where there are blocks, its spikes."""
         conv = self.convs[-1]
         if self.entry is not None and isinstance(self.last_pool, nn.Identity):
             stream = conv.bias.new_empty((*spikes.shape[:-1], len(conv.bias)))
-            spikes = spike_conv2d_lif(spikes, conv(), conv.bias, padding=1, currents=stream, **self.entry)
+            spikes = spike_conv2d_lif(spikes, conv(), conv.bias, padding=1, currents=stream, sequence=sequence, **self.entry)
             return spikes.flatten(2, 3), stream.flatten(2, 3)
         y = self.last_pool(spike_conv2d(spikes.flatten(0, 1), conv(), conv.bias, padding=1))
         stream = y.permute(0, 2, 3, 1).unflatten(0, spikes.shape[:2]).flatten(2, 3).contiguous()
         return (None if self.entry is None else lif(stream, packed=True, **self.entry)[0]), stream
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_recorded": {}}
 
     def _apply(self, fn, recurse: bool = True) -> ImageInference:
         return super()._apply(lambda tensor: _moved(tensor, fn), recurse)

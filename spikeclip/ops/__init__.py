@@ -3,6 +3,7 @@
 from .bn_lif import bn_lif
 from .lif import lif
 from .packed import PackedSpikes, pack_spikes
+from .sequence import Sequence
 from .spike_attention import spike_attention
 from .spike_conv2d import spike_conv2d
 from .spike_lif import spike_attention_lif, spike_conv2d_lif, spike_matmul_lif
@@ -11,6 +12,7 @@ from .weights import SpikeWeights, prepare_weights
 
 __all__ = [
     "PackedSpikes",
+    "Sequence",
     "SpikeWeights",
     "bn_lif",
     "lif",

@@ -26,6 +26,9 @@ class NativeCpu(Native):
     elsewhere they are composed of other ops.
     """
 
+    def recording(self) -> Recording:
+        return Recording(self._ext.Sequence(), self._context)
+
     def bn_stats(self, x):
         mean, var = (x.new_empty(x.shape[-1], dtype=torch.float32) for _ in range(2))
         rows = x.shape[:-1].numel()
@@ -221,6 +224,25 @@ class NativeCpu(Native):
             dy.data_ptr(), DTYPE[dy.dtype], [dq.data_ptr(), dk.data_ptr(), dv.data_ptr()], self._context(q),
         )  # fmt: skip
         return dq, dk, dv
+
+
+class Recording(NativeCpu):
+    """``bn_lif_fwd``, ``spike_lif``, ``spike_attention_lif`` whose calls are kept, with pointers to the caller's tensors."""
+
+    def run(self) -> bool:
+        return self._ext.run(torch.get_num_threads())
+
+    def stop_from(self, words: Tensor, ones: int) -> None:
+        """End a run here where ``words`` have that many ones."""
+        self._ext.stop_from(words.data_ptr(), words.numel(), ones)
+
+    def gather(self, words: Tensor, first: int, out: Tensor) -> None:
+        """Copy a part of every row, from word ``first`` on, to the rows of ``out``."""
+        rows, part = out.shape[:-1].numel(), out.shape[-1]
+        self._ext.gather(words.data_ptr() + 4 * first, rows, part, words.shape[-1], out.data_ptr())
+
+    def mean(self, x: Tensor, weights: Tensor, out: Tensor) -> None:
+        self._ext.mean(x.data_ptr(), weights.data_ptr(), x.shape, out.data_ptr())
 
 
 def _pool_shape(x: Tensor, window: tuple[int, int, int]) -> list[int]:

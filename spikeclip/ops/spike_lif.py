@@ -7,10 +7,12 @@ from torch import Tensor
 
 from . import _backends
 from ._density import event_driven
+from ._native import as_float
 from .lif import check_neuron, check_tau
 from .max_pool import check_pool
 from .packed import PackedSpikes, word_count
 from .reference.max_pool import pooled_size
+from .sequence import Sequence
 from .spike_attention import check_attention, spike_attention
 from .spike_conv2d import out_size, pair, spike_conv2d
 from .spike_matmul import check_beside, check_bias, spike_matmul
@@ -29,6 +31,7 @@ def spike_matmul_lif(
     v_reset: float | None = 0.0,
     decay_input: bool = True,
     backend: str = "auto",
+    sequence: Sequence | None = None,
 ) -> PackedSpikes:
     """``lif(s @ w + bias + add)`` over all time-steps, from packed spikes to packed spikes, without a gradient.
 
@@ -45,6 +48,7 @@ def spike_matmul_lif(
         currents: a contiguous float32 tensor ``[T, ..., N]``, maybe ``add`` itself, that the currents are written to, or None.
         tau, v_threshold, v_reset, decay_input: the neuron, as for :func:`spikeclip.ops.lif`; tau is a number.
         backend: ``auto``, ``cpu``, ``cuda``, ``triton`` or ``torch``; a named one never falls back.
+        sequence: a :class:`Sequence` to record the call in, in place of making it, or None; on a CPU.
 
     Returns:
         Packed spikes ``[T, ..., N]``.
@@ -57,7 +61,8 @@ def spike_matmul_lif(
     if s.length != w.shape[0]:
         raise ValueError(f"s must have K = {w.shape[0]} spikes in its last dimension, as w [K, N] has rows; got {s.length}")
     shape = (*s.shape[:-1], w.shape[1])
-    return _run(s, w, bias, None, None, shape, add, currents, tau, v_threshold, v_reset, decay_input, backend)
+    neuron = _neuron(tau, v_threshold, v_reset, decay_input, backend)
+    return _run(s, w, bias, None, None, shape, add, currents, neuron, backend, sequence)
 
 
 def spike_conv2d_lif(
@@ -75,6 +80,7 @@ def spike_conv2d_lif(
     v_reset: float | None = 0.0,
     decay_input: bool = True,
     backend: str = "auto",
+    sequence: Sequence | None = None,
 ) -> PackedSpikes:
     """``lif(max_pool(conv2d(s, w) + bias))``, as :func:`spike_matmul_lif`, for spikes ``[T, B, H, W, C]``.
 
@@ -83,7 +89,7 @@ def spike_conv2d_lif(
         w: :func:`prepare_weights` of ``[O, C, kh, kw]``.
         stride, padding: as for :func:`spike_conv2d`.
         pool: (size, stride, padding) of a max-pool before the neurons, or None; not together with ``add`` or ``currents``.
-        bias, add, currents, tau, v_threshold, v_reset, decay_input, backend: as for :func:`spike_matmul_lif`.
+        bias, add, currents, tau, v_threshold, v_reset, decay_input, backend, sequence: as for :func:`spike_matmul_lif`.
 
     Returns:
         Packed spikes ``[T, B, OH, OW, O]``.
@@ -104,7 +110,8 @@ def spike_conv2d_lif(
         if add is not None or currents is not None:
             raise ValueError("pool must be None beside add or currents")
         shape = (*s.shape[:2], *pooled_size(size, pool), w.shape[0])
-    return _run(s, w, bias, window, pool, shape, add, currents, tau, v_threshold, v_reset, decay_input, backend)
+    neuron = _neuron(tau, v_threshold, v_reset, decay_input, backend)
+    return _run(s, w, bias, window, pool, shape, add, currents, neuron, backend, sequence)
 
 
 def spike_attention_lif(
@@ -119,13 +126,14 @@ def spike_attention_lif(
     v_reset: float | None = 0.0,
     decay_input: bool = True,
     backend: str = "auto",
+    sequence: Sequence | None = None,
 ) -> PackedSpikes:
     """``lif(spike_attention(q, k, v))``, as :func:`spike_matmul_lif`; fused for heads of 16, 32, 48 or 64 channels.
 
     Args:
         q: packed spikes ``[T, B, N, C]``. k, v: ``[T, B, S, C]``.
         scale, num_heads: as for :func:`spike_attention`.
-        tau, v_threshold, v_reset, decay_input, backend: as for :func:`spike_matmul_lif`.
+        tau, v_threshold, v_reset, decay_input, backend, sequence: as for :func:`spike_matmul_lif`.
 
     Returns:
         Packed spikes ``[T, B, N, C]``.
@@ -140,8 +148,15 @@ def spike_attention_lif(
     check_attention(q, k, v, scale, num_heads, backend)
     neuron = _neuron(tau, v_threshold, v_reset, decay_input, backend)
     name = _backends.chosen(backend, q.device.type, torch.float32)
+    _check_sequence(sequence, name)
     functions = _backends.functions(backend, q.device.type, torch.float32)
-    if name == "cpu" and q.words.numel() and k.words.numel() and q.length // num_heads in (16, 32, 48, 64):
+    fused = name == "cpu" and q.words.numel() and k.words.numel() and q.length // num_heads in Sequence.HEADS
+    if sequence is not None:
+        if not fused:
+            heads = f"{num_heads} of {q.length // num_heads} channels, for {q.shape[2]} and {k.shape[2]} tokens"
+            raise ValueError(f"sequence needs heads of 16, 32, 48 or 64 channels, and tokens; got {heads}")
+        words = sequence.spike_attention_lif(q, k, v, num_heads, float(scale), neuron)
+    elif fused:
         words = functions.spike_attention_lif(q.words, k.words, v.words, q.length, num_heads, float(scale), *neuron)
     else:
         with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
@@ -176,8 +191,16 @@ def _check(s, w, bias, dim: int) -> None:
     check_bias(bias, w.shape[1 if dim == 2 else 0], s.words)
 
 
-def _run(s, w, bias, window, pool, shape, add, currents, tau, v_threshold, v_reset, decay_input, backend):
-    neuron = _neuron(tau, v_threshold, v_reset, decay_input, backend)
+def _check_sequence(sequence: Sequence | None, name: str) -> None:
+    if sequence is None:
+        return
+    if not isinstance(sequence, Sequence):
+        raise TypeError(f"sequence must be an ops.Sequence or None; got {type(sequence).__name__}")
+    if name != "cpu":
+        raise ValueError(f"sequence must be None for the {name} backend: it records calls of cpu alone")
+
+
+def _run(s, w, bias, window, pool, shape, add, currents, neuron, backend, sequence):
     for name, tensor in (("add", add), ("currents", currents)):
         if tensor is None:
             continue
@@ -188,9 +211,13 @@ def _run(s, w, bias, window, pool, shape, add, currents, tau, v_threshold, v_res
             raise ValueError(f"{name} must be float32, contiguous and of shape {list(shape)}; got {given}")
         check_beside(name, tensor, s.words)
     name = _backends.chosen(backend, s.device.type, torch.float32)
+    _check_sequence(sequence, name)
     functions = _backends.functions(backend, s.device.type, torch.float32)
     words = s.words.new_empty((*shape[:-1], word_count(shape[-1])))
     if not words.numel():
+        return PackedSpikes.trusted(words, shape[-1])
+    if sequence is not None:
+        sequence.spike_lif(s, w, as_float(bias), window, pool, add, currents, neuron, words, guarded=backend == "auto")
         return PackedSpikes.trusted(words, shape[-1])
     if (name == "cpu" and (backend == "cpu" or _sparse(s, w, functions))) or (name == "triton" and pool is None):
         functions.spike_lif(s.words, s.length, w, bias, window, pool, add, currents, *neuron, words)

@@ -26,7 +26,7 @@ class SpikeWeights:
 
     def __init__(self, values: Tensor, scale: Tensor | None):
         self.values = values
-        self.scale = scale
+        self.scale = None if scale is None else scale.float().contiguous()
         tile = getattr(_backends.functions("auto", values.device.type, torch.float32), "tile", None)
         self.tiles: Tensor | None = None if tile is None else tile(values)
 

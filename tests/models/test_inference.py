@@ -9,7 +9,7 @@ import torch
 from spikeclip import SpikeCLIP
 from spikeclip.models import SpikeCLIPConfig, inference, load_config
 from spikeclip.nn import BNLIF, LIF
-from spikeclip.ops import PackedSpikes
+from spikeclip.ops import PackedSpikes, Sequence
 from spikeclip.training.compositions import LABELS, TEMPLATES, render
 from spikeclip.training.data import Rendered
 from spikeclip.zeroshot import ZeroShotClassifier, class_vectors, evaluate
@@ -60,8 +60,10 @@ def test_features_are_the_towers(shape):
         torch.testing.assert_close(got[2:3], ready.encode_image(images[2:3]), rtol=1e-4, atol=1e-5)
 
 
-def test_spikes_are_those_of_the_tower_in_evaluation(trained, monkeypatch):
+@pytest.mark.parametrize("recorded", [False, True])
+def test_spikes_are_those_of_the_tower_in_evaluation(trained, recorded, monkeypatch):
     """Layer by layer; rounding may turn a spike, and what follows from it."""
+    monkeypatch.setattr(inference, "_RECORDED_NEURONS", 10**6 if recorded else 0)
     images, want, got = render(8, seed=2).images, [], []
     tower = trained.visual
     handles = [
@@ -71,15 +73,17 @@ def test_spikes_are_those_of_the_tower_in_evaluation(trained, monkeypatch):
         tower(images)
     for handle in handles:
         handle.remove()
-    for name in ("lif", "spike_matmul_lif", "spike_conv2d_lif", "spike_attention_lif"):
-        original = getattr(inference, name)
+    products = [(inference, name) for name in ("spike_matmul_lif", "spike_conv2d_lif", "spike_attention_lif")]
+    for place, name in [(Sequence if recorded else inference, "lif"), *products]:
+        original = getattr(place, name)
 
-        def record(*args, original=original, **options):
+        def record(*args, name=name, original=original, **options):
+            assert name == "lif" or isinstance(options["sequence"], Sequence) == recorded
             out = original(*args, **options)
             got.append(out if isinstance(out, PackedSpikes) else out[0])
             return out
 
-        monkeypatch.setattr(inference, name, record)
+        monkeypatch.setattr(place, name, record)
     tower.for_inference()(images)
     (qkv,) = [s for s in got if s.length == 3 * tower.blocks[0].attention.dim]
     at = got.index(qkv)
@@ -171,6 +175,48 @@ def test_threads_agree(trained):
     with ThreadPoolExecutor(4) as pool:
         for _ in range(3):
             assert all(torch.equal(a, b) for a, b in zip(pool.map(ready.encode_image, batches), want, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recorded_calls_give_the_same_features(trained, kind, monkeypatch):
+    ready, batches = trained.visual.for_inference(kind), [render(n, seed=n).images for n in (1, 3, 1)]
+    with torch.inference_mode():
+        got = [ready(batches[0])]
+    got += [ready(batch) for batch in batches[1:]]
+    assert [len(kept) for kept in ready._recorded.values()] == [1, 1]
+    monkeypatch.setattr(inference, "_RECORDED_NEURONS", 0)
+    for batch, features in zip(batches, got, strict=True):
+        torch.testing.assert_close(features, ready(batch))
+
+
+def test_recorded_calls_follow_what_becomes_of_the_tower(trained):
+    images, other = render(2, seed=8).images, busy(copy.deepcopy(trained)).visual.for_inference()
+    ready = trained.visual.for_inference()
+    first, want = ready(images), other(images)
+    assert not torch.allclose(first, want)
+    ready.load_state_dict(other.state_dict())
+    assert torch.equal(ready(images), want)
+    bias = ready.blocks[0].fc1.bias
+    bias.add_(1.0)
+    in_place = ready(images)
+    bias.sub_(1.0)
+    ready.blocks[0].fc1.bias = bias + 1.0
+    assert not torch.allclose(in_place, want) and torch.equal(ready(images), in_place)
+    ready.readout.half().float()
+    assert torch.isfinite(ready(images)).all() and ready(images).dtype == torch.float32
+
+
+def test_spikes_for_which_a_dense_product_is_faster(trained, monkeypatch):
+    tower = copy.deepcopy(trained.visual)
+    for module in tower.modules():
+        if isinstance(module, BNLIF):
+            torch.nn.init.constant_(module.bias, 10.0)
+    ready, images = tower.for_inference(), render(2, seed=9).images
+    got = ready(images)
+    (kept,) = ready._recorded[2]
+    assert not kept.sequence.run()
+    monkeypatch.setattr(inference, "_RECORDED_NEURONS", 0)
+    assert torch.equal(got, ready(images))
 
 
 def test_a_classifier_asks_the_text_tower_once(trained, monkeypatch):
