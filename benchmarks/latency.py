@@ -68,7 +68,7 @@ def main() -> None:
     batches = (1, 2, 3, 4, 7, 8, 16, 31, 32, 33, 64, 128, 256)
     found["batch"] = {kind: {n: milliseconds(m, pictures(base, n)) / n for n in batches} for kind, m in ready.items()}
     widths = {w: tower(channels=(w // 8, w // 4, w // 2, w, w), num_heads=w // 48) for w in (96, 192, 288, 384, 480, 576)}
-    odd = {w: tower(channels=(50, 100, 200, w, w), num_heads=1) for w in (379, 389)}
+    odd = {w: tower(channels=(50, 100, 200, w, w), num_heads=7) for w in (371, 385)}  # heads of 53 and 55
     found["width"] = sweep(dict(sorted((widths | odd).items())))
     found["image size"] = sweep({n: tower(image_size=n) for n in (16, 24, 32, 36, 48, 64)})
     RESULTS.mkdir(exist_ok=True)

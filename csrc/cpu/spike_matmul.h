@@ -12,7 +12,7 @@ enum class WeightKind : int { f32 = 0, i16 = 1, i8 = 2 };
 
 // Columns of a tile (one cache line of a row) and rows of a tile.
 inline int64_t tile_columns(WeightKind kind) { return kind == WeightKind::f32 ? 16 : kind == WeightKind::i16 ? 32 : 64; }
-constexpr int64_t kTileDepth = 384;
+constexpr int64_t kTileDepth = 448;
 
 // Weights [length, columns] as tiles: per strip of tile_columns columns, per block of at most kTileDepth rows, its rows' lines
 // and a line of zeros. A tap's rows (a convolution's channels at one place of its window; all rows of a matrix) either lie in

@@ -11,7 +11,7 @@ from . import _backends
 from ._dtypes import FLOATS
 
 # Sums of at most this many integers stay in 16 bits: rows of a tile in csrc/cpu/spike_matmul.h.
-_INT16_BLOCK = 384
+_INT16_BLOCK = 448
 _DTYPES = {"fp32": None, "int16": torch.int16, "int8": torch.int8}
 
 
@@ -56,7 +56,7 @@ def prepare_weights(w: Tensor, dtype: str = "fp32") -> SpikeWeights:
     Args:
         w: floating, ``[K, N]`` for :func:`spike_matmul` or ``[O, C, kh, kw]`` for :func:`spike_conv2d`.
         dtype: ``fp32`` (exact), ``int16`` or ``int8``, the integers with one unit per output column. The int16 unit is such
-            that the positive and the negative weights of the kernel's blocks, at most 384 inputs, each sum to less than 2^15,
+            that the positive and the negative weights of the kernel's blocks, at most 448 inputs, each sum to less than 2^15,
             so that no sum of any set of them can overflow; int8 sums at most 256 bytes in 16 bits.
 
     Raises:
