@@ -21,7 +21,7 @@ struct WeightGradient {
 // number of threads.
 template <typename Source>
 void weight_gradient(const WeightGradient& c, const Source& source) {
-  constexpr int64_t kDepth = kTileDepth, kColumns = Float32::kColumns, kBlocksAtOnce = 24;
+  constexpr int64_t kDepth = 384, kColumns = Float32::kColumns, kBlocksAtOnce = 24;
   constexpr int64_t kStrips = 4, kTile = (kDepth + 1) * kLine;  // strips of dy that a thread reads together, and bytes of each
   const int64_t strips = ceil_div(c.columns, kColumns), blocks = ceil_div(c.rows, kDepth), stride = words_per_row(c.length);
   const int64_t at_once = std::min(blocks, kBlocksAtOnce), padded = ceil_div(c.length, 64) * 64;
