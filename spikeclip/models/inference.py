@@ -182,9 +182,8 @@ class ImageInference(nn.Module):
         self.entry = neurons[0] if neurons else None
         following = [*neurons[1:], *neurons[-1:]]  # nobody reads the last block's spikes, but its stream
         self.blocks = nn.ModuleList(_Block(b, n, weights) for b, n in zip(tower.blocks, following, strict=True))
-        heads = {block.width // block.heads for block in self.blocks}
-        fused = bool(heads) and heads <= set(Sequence.HEADS)
-        self.recordable = fused and isinstance(self.last_pool, nn.Identity)
+        fused = all(block.width // block.heads in Sequence.HEADS for block in self.blocks)
+        self.recordable = fused and self.entry is not None and isinstance(self.last_pool, nn.Identity)
         self._recorded: dict[int, list[_Recorded]] = {}
         self.readout, self.project = copy.deepcopy(tower.readout).float(), copy.deepcopy(tower.project).float()
         self.requires_grad_(False).eval()

@@ -132,6 +132,13 @@ def check_tau(tau: float) -> None:
         raise ValueError(f"tau must be > 1 (in time-steps); got {tau}")
 
 
+def checked_neuron(tau, v_threshold, v_reset, decay_input, backend) -> tuple[float, float, float | None, bool]:
+    """The numbers of a neuron without a gradient. Raises as :func:`check_tau` and :func:`check_neuron`."""
+    check_tau(tau)
+    check_neuron(v_threshold, v_reset, decay_input, False, "sigmoid", None, backend)
+    return float(tau), float(v_threshold), None if v_reset is None else float(v_reset), decay_input
+
+
 def _check_input(x: Tensor, v0: Tensor | None) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor; got {type(x).__name__}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _backends
 from ._density import break_even
-from .lif import check_neuron, check_tau
+from .lif import checked_neuron
 from .packed import PackedSpikes
 
 
@@ -62,13 +62,11 @@ class Sequence:
         Raises:
             TypeError, ValueError: ``x`` is not contiguous float32 on a CPU; T < 1; as :func:`lif` for the neuron.
         """
-        check_tau(tau)
-        check_neuron(v_threshold, v_reset, decay_input, False, "sigmoid", None, "cpu")
-        _check_floats("x", x, range(1, 10))
+        neuron = checked_neuron(tau, v_threshold, v_reset, decay_input, "cpu")
+        _check_floats("x", x)
         if not isinstance(T, int) or T < 1:
             raise ValueError(f"T must be an integer >= 1; got {T!r}")
         x = x.detach()
-        neuron = float(tau), float(v_threshold), None if v_reset is None else float(v_reset), decay_input
         words, v_last = self._calls.bn_lif_fwd(x.expand(T, *x.shape), None, None, None, *neuron, torch.int32)
         self._tensors += [x, words, v_last]
         return PackedSpikes.trusted(words, x.shape[-1])
@@ -79,8 +77,8 @@ class Sequence:
         Raises:
             TypeError, ValueError: an argument is not contiguous float32 on a CPU, or has another shape.
         """
-        _check_floats("x", x, (4,))
-        _check_floats("weights", weights, (1,))
+        _check_floats("x", x, 4)
+        _check_floats("weights", weights, 1)
         if weights.shape[0] != x.shape[0]:
             raise ValueError(f"weights must have shape [{x.shape[0]}], one for each of x's steps; got {list(weights.shape)}")
         out = x.new_empty((x.shape[1], x.shape[3]))
@@ -103,10 +101,11 @@ class Sequence:
         return words
 
 
-def _check_floats(name: str, x: Tensor, dims) -> None:
-    """Raise unless a recorded call can read ``x`` where it lies."""
+def _check_floats(name: str, x: Tensor, dim: int | None = None) -> None:
+    """Raise unless a recorded call can read ``x``, of so many dimensions or, with None, of one at least, where it lies."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}")
-    if x.dtype != torch.float32 or not x.is_contiguous() or x.device.type != "cpu" or x.dim() not in dims or not x.numel():
+    fits = x.dim() > 0 if dim is None else x.dim() == dim
+    if x.dtype != torch.float32 or not x.is_contiguous() or x.device.type != "cpu" or not fits or not x.numel():
         given = f"{x.dtype} of shape {list(x.shape)} and strides {list(x.stride())} on {x.device}"
-        raise ValueError(f"{name} must be contiguous float32 on a CPU, not empty, with {dims} dimensions; got {given}")
+        raise ValueError(f"{name} must be contiguous float32 on a CPU, not empty, with {dim or 'some'} dimensions; got {given}")

@@ -8,7 +8,7 @@ from torch import Tensor
 from . import _backends
 from ._density import event_driven
 from ._native import as_float
-from .lif import check_neuron, check_tau
+from .lif import checked_neuron
 from .max_pool import check_pool
 from .packed import PackedSpikes, word_count
 from .reference.max_pool import pooled_size
@@ -61,7 +61,7 @@ def spike_matmul_lif(
     if s.length != w.shape[0]:
         raise ValueError(f"s must have K = {w.shape[0]} spikes in its last dimension, as w [K, N] has rows; got {s.length}")
     shape = (*s.shape[:-1], w.shape[1])
-    neuron = _neuron(tau, v_threshold, v_reset, decay_input, backend)
+    neuron = checked_neuron(tau, v_threshold, v_reset, decay_input, backend)
     return _run(s, w, bias, None, None, shape, add, currents, neuron, backend, sequence)
 
 
@@ -110,7 +110,7 @@ def spike_conv2d_lif(
         if add is not None or currents is not None:
             raise ValueError("pool must be None beside add or currents")
         shape = (*s.shape[:2], *pooled_size(size, pool), w.shape[0])
-    neuron = _neuron(tau, v_threshold, v_reset, decay_input, backend)
+    neuron = checked_neuron(tau, v_threshold, v_reset, decay_input, backend)
     return _run(s, w, bias, window, pool, shape, add, currents, neuron, backend, sequence)
 
 
@@ -146,7 +146,7 @@ def spike_attention_lif(
         if len(s.shape) != 4:
             raise ValueError(f"{name} must have shape [T, B, tokens, C]; got {list(s.shape)}")
     check_attention(q, k, v, scale, num_heads, backend)
-    neuron = _neuron(tau, v_threshold, v_reset, decay_input, backend)
+    neuron = checked_neuron(tau, v_threshold, v_reset, decay_input, backend)
     name = _backends.chosen(backend, q.device.type, torch.float32)
     _check_sequence(sequence, name)
     functions = _backends.functions(backend, q.device.type, torch.float32)
@@ -163,13 +163,6 @@ def spike_attention_lif(
             counts = spike_attention(q, k, v, scale=scale, num_heads=num_heads, backend=backend)
             words, _ = functions.bn_lif_fwd(counts, None, None, None, *neuron, torch.int32)
     return PackedSpikes.trusted(words, q.length)
-
-
-def _neuron(tau, v_threshold, v_reset, decay_input, backend) -> tuple[float, float, float | None, bool]:
-    """The neuron's numbers, checked."""
-    check_tau(tau)
-    check_neuron(v_threshold, v_reset, decay_input, False, "sigmoid", None, backend)
-    return float(tau), float(v_threshold), None if v_reset is None else float(v_reset), decay_input
 
 
 def _check_spikes(name: str, s: PackedSpikes) -> None:
