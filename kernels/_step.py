@@ -4,6 +4,7 @@ Numbers equal plain torch: divisions by tau are correctly rounded here, and laun
 """
 
 import ctypes
+import math
 
 import triton
 import triton.language as tl
@@ -12,6 +13,7 @@ from torch import Tensor
 from spikeclip.ops._backends import triton_interpreted
 
 INTERPRETED = tl.constexpr(triton_interpreted())
+SEGMENT = 8  # steps at most; >= 2, as a 16-bit gradient parks a membrane in two steps' slots (lif.py)
 
 
 @triton.jit
@@ -35,12 +37,19 @@ def _divide(a, tau, inverse):
 
 
 @triton.jit
-def charge(v, x, tau, inverse, v_reset, DECAY_INPUT: tl.constexpr):
+def charge(v, x, tau, inverse, v_reset, DECAY_INPUT: tl.constexpr, EXACT: tl.constexpr):
+    """The membrane before its reset; EXACT: no quotient by tau differs from the product with ``inverse``."""
     leak = v - v_reset
     if DECAY_INPUT:
-        return v + _divide(x - leak, tau, inverse)
+        leak = x - leak
+    if EXACT:
+        part = leak * inverse
     else:
-        return (v - _divide(leak, tau, inverse)) + x
+        part = _divide(leak, tau, inverse)
+    if DECAY_INPUT:
+        return v + part
+    else:
+        return (v - part) + x
 
 
 @triton.jit
@@ -101,6 +110,44 @@ def charge_grad_tau(v, x, tau, v_reset, DECAY_INPUT: tl.constexpr):
         return (leak - x) / (tau * tau)
     else:
         return leak / (tau * tau)
+
+
+@triton.jit
+def load_steps(ptr, at, first, steps, stride, mask, SEGMENT: tl.constexpr, LONG: tl.constexpr):
+    """What lies at SEGMENT steps from ``first`` on, as it is in memory: all loads before the first use, and before any store
+    that could be to the same place. LONG: some of them may be behind the last step.
+    """
+    found = ()
+    for i in tl.static_range(SEGMENT):
+        found = found + (tl.load(ptr + at + (first + i) * stride, mask=of_step(mask, first + i, steps, LONG), other=0.0),)
+    return found
+
+
+@triton.jit
+def of_step(mask, t, steps, LONG: tl.constexpr):
+    if LONG:
+        return mask & (t < steps)
+    else:
+        return mask
+
+
+@triton.jit
+def advanced(new, old, here, LONG: tl.constexpr):
+    """The state after a step: the new one unless the step is behind the last."""
+    if LONG:
+        return tl.where(here, new, old)
+    else:
+        return new
+
+
+def segments(steps: int) -> dict[str, int | bool]:
+    """How kernels take so many steps: SEGMENT of them at a time, in registers."""
+    return {"SEGMENT": min(steps, SEGMENT), "LONG": steps > SEGMENT}
+
+
+def has_exact_inverse(tau: float | Tensor) -> bool:
+    """Whether tau is known to be a power of two."""
+    return not isinstance(tau, Tensor) and math.frexp(single(tau))[0] == 0.5
 
 
 def single(value: float) -> float:

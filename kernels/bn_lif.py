@@ -3,8 +3,8 @@
 Tensors arrive as dense ``[T, R, C]`` blocks of memory. Forward, a program owns whole words of spikes for all T steps. Where
 sums by channel are made, a program owns CHANNELS channels of neighbouring rows, which it walks ROWS at a time; sums lie in
 float32 until each program has written its own, ``[programs, 2, C]``; a small kernel adds those up in float64, in an order
-that no run changes. The backward pass recomputes currents and membranes of up to SEGMENT steps from x, re-reading it from
-cache; more steps go by the currents themselves and ``lif_bwd``.
+that no run changes. The backward pass recomputes currents and membranes of up to SEGMENT steps from x, in registers; more
+steps go by the currents themselves and ``lif_bwd``.
 """
 
 import torch
@@ -17,13 +17,23 @@ from spikeclip.ops.reference.bn_lif import bn_lif_bwd_by
 from spikeclip.ops.surrogate import SURROGATES
 
 from ._bits import elements
-from ._step import charge, neuron_numbers, reset, single, step_grad
-from .lif import SEGMENT, lif_bwd
+from ._step import (
+    SEGMENT,
+    advanced,
+    charge,
+    has_exact_inverse,
+    load_steps,
+    neuron_numbers,
+    of_step,
+    reset,
+    segments,
+    single,
+    step_grad,
+)
+from .lif import lif_bwd
 
 LAUNCH_FORWARD = {"BLOCK": 16, "num_warps": 4}  # words a program, 4 neurons a thread
 LAUNCH_STATS = {"ROWS": 64, "CHANNELS": 32, "num_warps": 4}
-# Unbound, the assembler spills a few bytes to make do with fewer registers.
-LAUNCH_BACKWARD = {"ROWS": 8, "CHANNELS": 64, "num_warps": 4, "maxnreg": 96}
 LAUNCH_SUMS = {"ROWS": 256, "CHANNELS": 8, "num_warps": 8, "maxnreg": 96}  # few channels, so that many programs share the sums
 LAUNCH_FACTORS = {"CHANNELS": 128, "num_warps": 4}
 PROGRAMS = 4096  # about as many as a device's processors share well
@@ -54,7 +64,7 @@ def _store_sums(sums_ptr, first, second, part, channel, inside, channels):
 
 
 @triton.jit
-def _stats(x_ptr, sums_ptr, rows, channels, rows_each, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+def _bn_stats(x_ptr, sums_ptr, rows, channels, rows_each, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     part, begin, end, channel, inside = _place(rows, channels, rows_each, CHANNELS)
     first = _of(x_ptr, channel, inside).to(tl.float32)
     plain = tl.zeros((ROWS, CHANNELS), tl.float32)
@@ -86,14 +96,14 @@ def _column_sums(sums_ptr, parts, channels, ROWS: tl.constexpr, CHANNELS: tl.con
 
 
 @triton.jit(do_not_specialize=["parts"])
-def _total(sums_ptr, total_ptr, parts, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+def _bn_total(sums_ptr, total_ptr, parts, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     first, second, channel, inside = _column_sums(sums_ptr, parts, channels, ROWS, CHANNELS)
     tl.store(total_ptr + channel, first.to(tl.float32), mask=inside)
     tl.store(total_ptr + channels + channel, second.to(tl.float32), mask=inside)
 
 
 @triton.jit(do_not_specialize=["parts", "rows"])
-def _affine(
+def _bn_affine(
     sums_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, var_ptr, inverse_ptr, scale_ptr, shift_ptr, parts, rows, channels, eps,
     HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -118,7 +128,7 @@ def _affine(
 
 
 @triton.jit(do_not_specialize=["count"])
-def _factors(
+def _bn_factors(
     sums_ptr, scale_ptr, inverse_ptr, mean_ptr, factors_ptr, dweight_ptr, channels, count, APART: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -145,10 +155,11 @@ def _factors(
 
 
 @triton.jit
-def _fwd(
+def _bn_lif_fwd(
     x_ptr, v0_ptr, scale_ptr, shift_ptr, spikes_ptr, v_last_ptr, tau_ptr, steps, rows, channels, per_row,
     tau, v_threshold, v_reset, HAS_V0: tl.constexpr, HAS_SCALE: tl.constexpr, TAU_TENSOR: tl.constexpr,
-    DECAY_INPUT: tl.constexpr, SOFT_RESET: tl.constexpr, BLOCK: tl.constexpr,
+    DECAY_INPUT: tl.constexpr, SOFT_RESET: tl.constexpr, EXACT: tl.constexpr, SEGMENT: tl.constexpr, LONG: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     words = tl.cast(rows, tl.int64) * per_row
     word, word_mask, column, at, mask = elements(channels, per_row, words, BLOCK)
@@ -162,29 +173,34 @@ def _fwd(
         v = tl.load(v0_ptr + at, mask=mask, other=0.0)
     else:
         v = tl.zeros((BLOCK, 32), tl.float32) + v_reset
-    here = at
-    for _ in range(steps):
-        x = tl.load(x_ptr + here, mask=mask, other=0.0).to(tl.float32)
-        if HAS_SCALE:
-            x = x * scale + shift
-        h = charge(v, x, tau, inverse, v_reset, DECAY_INPUT)
-        if spikes_ptr.dtype.element_ty == tl.int32:
-            bits = (mask & (h >= v_threshold)).to(tl.int32) << tl.arange(0, 32)[None, :]
-            tl.store(spikes_ptr + word, tl.sum(bits, axis=1), mask=word_mask)
-        else:
-            tl.store(spikes_ptr + here, (h >= v_threshold).to(tl.float32).to(spikes_ptr.dtype.element_ty), mask=mask)
-        v = reset(h, v_threshold, v_reset, SOFT_RESET)
-        word += words
-        here += tl.cast(rows, tl.int64) * channels
-    tl.store(v_last_ptr + at, v, mask=mask)
+    stride = tl.cast(rows, tl.int64) * channels
+    for first in range(0, steps if LONG else SEGMENT, SEGMENT):
+        xs = load_steps(x_ptr, at, first, steps, stride, mask, SEGMENT, LONG)
+        for i in tl.static_range(SEGMENT):
+            here = of_step(mask, first + i, steps, LONG)
+            x = xs[i].to(tl.float32)
+            if HAS_SCALE:
+                x = x * scale + shift
+            h = charge(v, x, tau, inverse, v_reset, DECAY_INPUT, EXACT)
+            if spikes_ptr.dtype.element_ty == tl.int32:
+                bits = (mask & (h >= v_threshold)).to(tl.int32) << tl.arange(0, 32)[None, :]
+                word_here = of_step(word_mask, first + i, steps, LONG)
+                tl.store(spikes_ptr + word + (first + i) * words, tl.sum(bits, axis=1), mask=word_here)
+            else:
+                spikes = (h >= v_threshold).to(tl.float32).to(spikes_ptr.dtype.element_ty)
+                tl.store(spikes_ptr + at + (first + i) * stride, spikes, mask=here)
+            v = advanced(reset(h, v_threshold, v_reset, SOFT_RESET), v, here, LONG)
+    if not HAS_SCALE:
+        tl.store(v_last_ptr + at, v, mask=mask)
 
 
 @triton.jit
-def _bwd(
-    ds_ptr, x_ptr, scale_ptr, shift_ptr, mean_ptr, factors_ptr, dx_ptr, sums_ptr, steps, rows, channels, rows_each,
+def _bn_lif_bwd(
+    ds_ptr, x_ptr, scale_ptr, shift_ptr, mean_ptr, factors_ptr, dx_ptr, sums_ptr, rows, channels, rows_each,
     tau, v_threshold, v_reset, alpha,
     HAS_FACTORS: tl.constexpr, SUMS: tl.constexpr, DECAY_INPUT: tl.constexpr, SOFT_RESET: tl.constexpr,
-    DETACH_RESET: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    DETACH_RESET: tl.constexpr, KIND: tl.constexpr, EXACT: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):  # fmt: skip
     part, begin, end, channel, inside = _place(rows, channels, rows_each, CHANNELS)
     scale = _of(scale_ptr, channel, inside)
@@ -203,18 +219,18 @@ def _bwd(
         row = (start + tl.arange(0, ROWS))[:, None]
         mask = (row < end) & inside[None, :]
         at = row * channels + channel[None, :]
+        xs = load_steps(x_ptr, at, 0, STEPS, stride, mask, STEPS, False)
+        given = load_steps(ds_ptr, at, 0, STEPS, stride, mask, STEPS, False)
+        v = tl.zeros((ROWS, CHANNELS), tl.float32) + v_reset
+        hs = ()
+        for t in tl.static_range(STEPS):
+            h = charge(v, xs[t].to(tl.float32) * scale + shift, tau, inverse, v_reset, DECAY_INPUT, EXACT)
+            hs = hs + (h,)
+            v = reset(h, v_threshold, v_reset, SOFT_RESET)
         dv = tl.zeros((ROWS, CHANNELS), tl.float32)
-        for down in range(steps):
-            t = steps - 1 - down
-            v = tl.zeros((ROWS, CHANNELS), tl.float32) + v_reset
-            for u in range(t):
-                z = tl.load(x_ptr + at + u * stride, mask=mask, other=0.0).to(tl.float32) * scale + shift
-                v = reset(charge(v, z, tau, inverse, v_reset, DECAY_INPUT), v_threshold, v_reset, SOFT_RESET)
-            here = at + t * stride
-            x = tl.load(x_ptr + here, mask=mask, other=0.0).to(tl.float32)
-            h = charge(v, x * scale + shift, tau, inverse, v_reset, DECAY_INPUT)
-            ds = tl.load(ds_ptr + here, mask=mask, other=0.0).to(tl.float32)
-            dh = step_grad(h, ds, dv, v_threshold, v_reset, alpha, KIND, SOFT_RESET, DETACH_RESET)
+        for t in tl.static_range(STEPS - 1, -1, -1):
+            x, ds = xs[t].to(tl.float32), given[t].to(tl.float32)
+            dh = step_grad(hs[t], ds, dv, v_threshold, v_reset, alpha, KIND, SOFT_RESET, DETACH_RESET)
             through = dh * inverse
             dv = dh - through
             if DECAY_INPUT:
@@ -226,9 +242,14 @@ def _bwd(
                 plain += dz
                 centred += dz * (x - mean)
             if HAS_FACTORS:
-                tl.store(dx_ptr + here, (a * dz + (b * x + c)).to(dx_ptr.dtype.element_ty), mask=mask)
+                tl.store(dx_ptr + at + t * stride, (a * dz + (b * x + c)).to(dx_ptr.dtype.element_ty), mask=mask)
     if SUMS:
         _store_sums(sums_ptr, plain, centred, part, channel, inside, channels)
+
+
+def launch_backward(steps: int) -> dict[str, int]:
+    """Tile and registers for so many steps; unbound, the assembler spills a few bytes to make do with fewer registers."""
+    return {"ROWS": 8 if steps <= 4 else 4, "CHANNELS": 64, "num_warps": 4, "maxnreg": 255}
 
 
 def _split(rows: int, channels: int, launch: dict[str, int]) -> tuple[int, int, int]:
@@ -244,7 +265,7 @@ def _partial(x, rows, channels):
     """[parts, 2, C]: the sums of x less its first row, and of their squares."""
     rows_each, parts, programs = _split(rows, channels, LAUNCH_STATS)
     partial = x.new_empty((parts, 2, channels), dtype=torch.float32)
-    _stats[(programs,)](x, partial, rows, channels, rows_each, enable_fp_fusion=False, **LAUNCH_STATS)
+    _bn_stats[(programs,)](x, partial, rows, channels, rows_each, enable_fp_fusion=False, **LAUNCH_STATS)
     return partial
 
 
@@ -262,7 +283,7 @@ def bn_affine(x, weight, bias, eps):
     outputs = [x.new_empty(channels, dtype=torch.float32) for _ in range(5)]
     with device_of(x):
         partial = _partial(x, rows, channels)
-        _affine[(triton.cdiv(channels, LAUNCH_SUMS["CHANNELS"]),)](
+        _bn_affine[(triton.cdiv(channels, LAUNCH_SUMS["CHANNELS"]),)](
             partial, x, x if weight is None else weight.contiguous(), x if bias is None else bias.contiguous(), *outputs,
             len(partial), rows, channels, single(eps), HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
             enable_fp_fusion=False, **LAUNCH_SUMS,
@@ -274,7 +295,7 @@ def bn_factors(sums, scale, inverse, mean, count, apart):
     channels = sums.shape[1]
     factors, dweight = sums.new_empty((5 if apart else 3, channels)), torch.empty_like(scale)
     with device_of(sums):
-        _factors[(triton.cdiv(channels, LAUNCH_FACTORS["CHANNELS"]),)](
+        _bn_factors[(triton.cdiv(channels, LAUNCH_FACTORS["CHANNELS"]),)](
             sums, scale, inverse, mean, factors, dweight, channels, count, APART=apart, enable_fp_fusion=False,
             **LAUNCH_FACTORS,
         )  # fmt: skip
@@ -286,7 +307,7 @@ def _sum_parts(partial):
     parts, _, channels = partial.shape
     total = torch.empty_like(partial[0])
     with device_of(partial):
-        _total[(triton.cdiv(channels, LAUNCH_SUMS["CHANNELS"]),)](
+        _bn_total[(triton.cdiv(channels, LAUNCH_SUMS["CHANNELS"]),)](
             partial, total, parts, channels, enable_fp_fusion=False, **LAUNCH_SUMS
         )
     return total
@@ -297,16 +318,16 @@ def bn_lif_fwd(x, v0, scale, shift, tau, v_threshold, v_reset, decay_input, spik
     per_row = triton.cdiv(channels, 32)
     last = per_row if spike_dtype == torch.int32 else channels
     spikes = x.new_empty((*x.shape[:-1], last), dtype=spike_dtype)
-    v_last = x.new_empty(x.shape[1:], dtype=torch.float32)
-    if v_last.numel():
-        rows = v_last.numel() // channels
+    v_last = x.new_empty(x.shape[1:] if scale is None else 0, dtype=torch.float32)  # behind a norm nobody asks for it
+    if x.numel():
+        rows = x.numel() // steps // channels
         tau_tensor, *numbers = neuron_numbers(tau, v_threshold, v_reset, x)
         with device_of(x):
-            _fwd[(triton.cdiv(rows * per_row, LAUNCH_FORWARD["BLOCK"]),)](
+            _bn_lif_fwd[(triton.cdiv(rows * per_row, LAUNCH_FORWARD["BLOCK"]),)](
                 x, x if v0 is None else v0, x if scale is None else scale, x if shift is None else shift, spikes, v_last,
                 tau_tensor, steps, rows, channels, per_row, *numbers, HAS_V0=v0 is not None, HAS_SCALE=scale is not None,
                 TAU_TENSOR=isinstance(tau, torch.Tensor), DECAY_INPUT=decay_input, SOFT_RESET=v_reset is None,
-                enable_fp_fusion=False, **LAUNCH_FORWARD,
+                EXACT=has_exact_inverse(tau), enable_fp_fusion=False, **segments(steps), **LAUNCH_FORWARD,
             )  # fmt: skip
     return spikes, v_last
 
@@ -320,14 +341,15 @@ def bn_lif_bwd(
         return bn_lif_bwd_by(lif_bwd, ds, x, scale, shift, mean, factors, sums, *neuron)
     rows = x.numel() // steps // channels
     dx = x.new_empty(0) if factors is None else torch.empty_like(x)
-    rows_each, parts, programs = _split(rows, channels, LAUNCH_BACKWARD)
+    launch = launch_backward(steps)
+    rows_each, parts, programs = _split(rows, channels, launch)
     partial = x.new_empty((parts, 2, channels) if sums else 0, dtype=torch.float32)
     _, *numbers = neuron_numbers(tau, v_threshold, v_reset, x)
     with device_of(x):
-        _bwd[(programs,)](
-            ds, x, scale, shift, mean, x if factors is None else factors, dx, partial, steps, rows, channels, rows_each,
+        _bn_lif_bwd[(programs,)](
+            ds, x, scale, shift, mean, x if factors is None else factors, dx, partial, rows, channels, rows_each,
             *numbers, single(alpha), HAS_FACTORS=factors is not None, SUMS=sums, DECAY_INPUT=decay_input,
             SOFT_RESET=v_reset is None, DETACH_RESET=detach_reset, KIND=SURROGATES[surrogate].index,
-            enable_fp_fusion=False, **LAUNCH_BACKWARD,
+            EXACT=has_exact_inverse(tau), STEPS=steps, enable_fp_fusion=False, **launch,
         )  # fmt: skip
     return dx, _sum_parts(partial) if sums else partial

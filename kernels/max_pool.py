@@ -31,7 +31,7 @@ def _place(total, groups, channels, height, width, INDEX: tl.constexpr, VECTOR: 
 
 
 @triton.jit
-def _fwd(
+def _max_pool_fwd(
     x_ptr, scale_ptr, values_ptr, index_ptr, total, groups, channels, height, width, out_height, out_width,
     SIZE: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, INDEX: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -62,7 +62,7 @@ def _fwd(
 
 
 @triton.jit
-def _bwd(
+def _max_pool_bwd(
     dvalues_ptr, index_ptr, x_ptr, factors_ptr, dx_ptr, total, groups, channels, height, width, out_height, out_width,
     HAS_FACTORS: tl.constexpr, SIZE: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, INDEX: tl.constexpr,
     VECTOR: tl.constexpr, BLOCK: tl.constexpr,
@@ -111,7 +111,7 @@ def max_pool(x, scale, window):
     values = x.new_empty((*x.shape[:2], *pooled_size(x.shape[2:4], window), x.shape[-1]))
     index = torch.empty_like(values, dtype=torch.uint8)
     if values.numel():
-        _launch(_fwd, (x, scale, values, index), x, values, False, window)
+        _launch(_max_pool_fwd, (x, scale, values, index), x, values, False, window)
     return values, index
 
 
@@ -119,5 +119,5 @@ def max_pool_bwd(dvalues, index, x, factors, window):
     dx = torch.empty_like(x)
     if dx.numel():
         tensors = (dvalues, index, x, x if factors is None else factors, dx)
-        _launch(_bwd, tensors, x, dvalues, True, window, HAS_FACTORS=factors is not None)
+        _launch(_max_pool_bwd, tensors, x, dvalues, True, window, HAS_FACTORS=factors is not None)
     return dx

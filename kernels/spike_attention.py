@@ -55,7 +55,7 @@ def _store_head(y_ptr, acc, sequence, row, rows, channels, start, column, width)
 
 
 @triton.jit
-def _fwd(
+def _attention(
     q_ptr, k_ptr, v_ptr, y_ptr, n, s, channels, per_row, heads, width, scale,
     DIRECT: tl.constexpr, J: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
@@ -201,7 +201,7 @@ def spike_attention(q: Tensor, k: Tensor, v: Tensor, channels: int, num_heads: i
             gram, operand = _head_gram(k, v, channels, num_heads), torch.float16 if s <= EXACT_IN_FLOAT16 else torch.float32
             return _head_apply(q, gram, channels, num_heads, scale, dtype, operand, "ieee")
         grid = (length * num_heads, triton.cdiv(n, launch["BN"]) * triton.cdiv(width, 32 * launch["J"]))
-        _fwd[grid](q, k, v, y, n, s, channels, per_row, num_heads, width, scale, DIRECT=direct, **launch)
+        _attention[grid](q, k, v, y, n, s, channels, per_row, num_heads, width, scale, DIRECT=direct, **launch)
     return y
 
 

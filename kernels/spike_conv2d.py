@@ -173,7 +173,7 @@ def product(
 
 
 @triton.jit
-def _fwd(
+def _spike_product(
     words_ptr, w_ptr, scale_ptr, bias_ptr, table_ptr, y_ptr, m, n, channels, per_row,
     height, width, out_height, out_width, kernel_width, stride_h, stride_w, pad_h, pad_w, taps,
     stride_part, stride_tap, stride_k, stride_n,
@@ -193,7 +193,7 @@ def _fwd(
 
 
 @triton.jit
-def _dw(
+def _spike_product_dw(
     words_ptr, dy_ptr, dw_ptr, table_ptr, m, n, channels, per_row,
     height, width, out_height, out_width, kernel_width, stride_h, stride_w, pad_h, pad_w, taps, rows_each,
     J: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -309,7 +309,7 @@ def forward(words, shape, channels, tiles, scale, bias, m, dtype):
         grid = (triton.cdiv(m, launch["BM"]) * triton.cdiv(n, launch["BN"]),)
         scale, bias = (words if x is None else x.contiguous() for x in (scale, bias))
         with device_of(words):
-            _fwd[grid](
+            _spike_product[grid](
                 words, tiles, scale, bias, table(words.device), y, m, n, channels, words.shape[-1], *shape, *tiles.stride(),
                 HAS_SCALE=scale is not words, HAS_BIAS=bias is not words, PARTS=tiles.shape[0], **launch,
             )  # fmt: skip
@@ -329,7 +329,9 @@ def gradient(words, shape, channels, dy):
     splits = triton.cdiv(m, each)
     partial = dy.new_empty((splits, shape.taps, channels, n), dtype=torch.float32)
     with device_of(words):
-        _dw[(tiles, splits)](words, dy, partial, table(words.device), m, n, channels, words.shape[-1], *shape, each, **launch)
+        _spike_product_dw[(tiles, splits)](
+            words, dy, partial, table(words.device), m, n, channels, words.shape[-1], *shape, each, **launch
+        )
         grid = (triton.cdiv(channels, LAUNCH_COLLECT["BC"]) * triton.cdiv(n, LAUNCH_COLLECT["BN"]),)
         _collect[grid](partial, dw, splits, shape.taps, channels, n, **LAUNCH_COLLECT)
     return dw

@@ -13,20 +13,20 @@ from spikeclip.ops._native import as_float
 from spikeclip.ops.weights import tiles_are_for
 
 from ._bits import table
-from ._step import charge, neuron_numbers, reset
+from ._step import charge, has_exact_inverse, neuron_numbers, reset
 from .spike_conv2d import ONE_PIXEL, check_rows, geometry, product, tile
 
 STEPS = 8
 
 
 @triton.jit
-def _fwd(
+def _spike_product_lif(
     words_ptr, w_ptr, scale_ptr, bias_ptr, table_ptr, add_ptr, currents_ptr, out_ptr,
     steps, m, n, channels, per_row, out_per_row,
     height, width, out_height, out_width, kernel_width, stride_h, stride_w, pad_h, pad_w, taps,
     stride_part, stride_tap, stride_k, stride_n,
     tau, v_threshold, v_reset, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ADD: tl.constexpr, KEEP: tl.constexpr,
-    DECAY_INPUT: tl.constexpr, SOFT_RESET: tl.constexpr, PARTS: tl.constexpr,
+    DECAY_INPUT: tl.constexpr, SOFT_RESET: tl.constexpr, EXACT: tl.constexpr, PARTS: tl.constexpr,
     STEPS: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
     """Row t ROWS + r of a tile is step t of the program's row r."""
@@ -61,7 +61,7 @@ def _fwd(
                 x += tl.load(add_ptr + done * n + inside, mask=mask, other=0.0)
             if KEEP:
                 tl.store(currents_ptr + done * n + inside, x, mask=mask)
-            h = charge(v, x, tau, inverse, v_reset, DECAY_INPUT)
+            h = charge(v, x, tau, inverse, v_reset, DECAY_INPUT, EXACT)
             bits = (mask & (h >= v_threshold)).to(tl.int32).reshape(ROWS, BN // 32, 32) << tl.arange(0, 32)[None, None, :]
             tl.store(out_ptr + done * out_per_row + word_inside, tl.sum(bits, axis=2), mask=word_mask)
             v = reset(h, v_threshold, v_reset, SOFT_RESET)
@@ -90,10 +90,11 @@ def spike_lif(words, channels, w, bias, window, pool, add, currents, tau, v_thre
     scale, bias = as_float(w.scale), as_float(bias)
     _, *numbers = neuron_numbers(tau, v_threshold, v_reset, words)
     with device_of(words):
-        _fwd[(triton.cdiv(m, launched["ROWS"]) * triton.cdiv(n, launched["BN"]),)](
+        _spike_product_lif[(triton.cdiv(m, launched["ROWS"]) * triton.cdiv(n, launched["BN"]),)](
             words, tiles, *(words if x is None else x for x in (scale, bias)), table(words.device),
             *(words if x is None else x for x in (add, currents)), out, steps, m, n, channels, words.shape[-1], out.shape[-1],
             *shape, *tiles.stride(), *numbers,
             HAS_SCALE=scale is not None, HAS_BIAS=bias is not None, HAS_ADD=add is not None, KEEP=currents is not None,
-            DECAY_INPUT=decay_input, SOFT_RESET=v_reset is None, PARTS=tiles.shape[0], enable_fp_fusion=False, **launched,
+            DECAY_INPUT=decay_input, SOFT_RESET=v_reset is None, EXACT=has_exact_inverse(tau), PARTS=tiles.shape[0],
+            enable_fp_fusion=False, **launched,
         )  # fmt: skip

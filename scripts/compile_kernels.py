@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from spikeclip.kernels import bn_lif, lif, max_pool, pack, spike_attention, spike_conv2d, spike_lif
+from spikeclip.kernels import _step, bn_lif, lif, max_pool, pack, spike_attention, spike_conv2d, spike_lif
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -28,6 +28,7 @@ SHARED = {80: 99 * 1024, 90: 227 * 1024}  # bytes a block may have: of sm_86 and
 DTYPES = ("fp32", "fp16", "bf16")
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "i16": torch.int16, "i8": torch.int8}
 TRITON = {"fp32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16}
+STEPS = (4, _step.SEGMENT, 2 * _step.SEGMENT + 1)  # few, as many as registers hold, more
 
 
 class Variant(NamedTuple):
@@ -55,24 +56,28 @@ def with_ones(v: Variant):
     yield v
     if v.signature["x_ptr"] == "*fp32":
         signature = {key: kind for key, kind in v.signature.items() if key not in ("steps", "n")}
-        yield v._replace(name=f"{v.name} ones", signature=signature, constants=v.constants | {"steps": 1, "n": 1})
+        ones = {"steps": 1, "n": 1, **_step.segments(1)}
+        yield v._replace(name=f"{v.name} ones", signature=signature, constants=v.constants | ones)
 
 
 def lif_forward_variants():
-    for dtype, (learnt, decay, soft) in itertools.product(DTYPES, [(0, 1, 0), (1, 1, 0), (0, 0, 1)]):
+    every = itertools.product(DTYPES, STEPS, [(0, 1, 0), (1, 1, 0), (0, 0, 1)])
+    for dtype, steps, (learnt, decay, soft) in every:
         signature = dict.fromkeys(("x_ptr", "spikes_ptr"), f"*{dtype}")
         signature |= dict.fromkeys(("v0_ptr", "v_last_ptr", "tau_ptr"), "*fp32") | {"steps": "i32", "n": "i32"}
         signature |= dict.fromkeys(("tau", "v_threshold", "v_reset"), "fp32")
         constants = {"HAS_V0": bool(learnt), "TAU_TENSOR": bool(learnt), "DECAY_INPUT": bool(decay), "SOFT_RESET": bool(soft)}
-        name = f"lif_fwd {dtype} tau_tensor={learnt} decay={decay} soft={soft}"
+        constants |= {"EXACT": not learnt, **_step.segments(steps)}
+        name = f"lif_fwd {dtype} steps={steps} tau_tensor={learnt} decay={decay} soft={soft}"
         options = {"num_warps": lif.LAUNCH["num_warps"], "enable_fp_fusion": False}
-        yield from with_ones(Variant(name, lif._fwd, signature, {**constants, "BLOCK": lif.LAUNCH["BLOCK"]}, options))
+        yield from with_ones(Variant(name, lif._lif_fwd, signature, {**constants, "BLOCK": lif.LAUNCH["BLOCK"]}, options))
 
 
 def lif_backward_variants():
-    every = [(name, row.index, 0, 1, 0, 0, 0) for name, row in SURROGATES.items()]
-    every += [("sigmoid", 0, 1, 1, 0, 0, 1), ("atan", 1, 1, 0, 1, 1, 1), ("atan", 1, 0, 1, 0, 1, 0)]
-    for dtype, (name, kind, learnt, decay, soft, detach, long) in itertools.product(DTYPES, every):
+    every = [(name, row.index, 4, 0, 1, 0, 0) for name, row in SURROGATES.items()]
+    every += [("sigmoid", 0, steps, 1, 1, 0, 0) for steps in STEPS]
+    every += [("atan", 1, steps, learnt, *other) for steps in STEPS for learnt, *other in ((1, 0, 1, 1), (0, 1, 0, 1))]
+    for dtype, (name, kind, steps, learnt, decay, soft, detach) in itertools.product(DTYPES, every):
         wide = dtype == "fp32"
         signature = dict.fromkeys(("ds_ptr", "x_ptr", "dx_ptr"), f"*{dtype}") | {"slots_ptr": "*i32" if wide else "*i16"}
         signature |= dict.fromkeys(("dv_last_ptr", "v0_ptr", "dv0_ptr", "tau_ptr"), "*fp32") | {"dtau_ptr": "*fp64"}
@@ -81,11 +86,11 @@ def lif_backward_variants():
         constants = {
             "HAS_DS": True, "HAS_DV": bool(learnt), "HAS_V0": bool(learnt), "TAU_TENSOR": bool(learnt),
             "DECAY_INPUT": bool(decay), "SOFT_RESET": bool(soft), "DETACH_RESET": bool(detach), "KIND": kind, "WIDE": wide,
-            "LONG": bool(long), "SEGMENT": lif.SEGMENT, "BLOCK": lif.LAUNCH["BLOCK"],
+            "EXACT": not learnt, **_step.segments(steps), "BLOCK": lif.LAUNCH["BLOCK"],
         }  # fmt: skip
-        name = f"lif_bwd {dtype} {name} tau_tensor={learnt} decay={decay} soft={soft} long={long}"
+        name = f"lif_bwd {dtype} {name} tau_tensor={learnt} decay={decay} soft={soft} steps={steps}"
         options = {"num_warps": lif.LAUNCH["num_warps"], "enable_fp_fusion": False}
-        yield from with_ones(Variant(name, lif._bwd, signature, constants, options))
+        yield from with_ones(Variant(name, lif._lif_bwd, signature, constants, options))
 
 
 def bn_variants():
@@ -102,37 +107,41 @@ def bn_variants():
                 (*(key for key in aligned if key not in kernel.do_not_specialize), "rows_each"),
             )  # fmt: skip
 
-    yield from each("bn_total", bn_lif._total, dict.fromkeys(("sums_ptr", "total_ptr"), "fp32"), (), {}, bn_lif.LAUNCH_SUMS)
+    yield from each("bn_total", bn_lif._bn_total, dict.fromkeys(("sums_ptr", "total_ptr"), "fp32"), (), {}, bn_lif.LAUNCH_SUMS)
     pointers = [f"{key}_ptr" for key in ("sums", "scale", "inverse", "mean", "factors", "dweight")]
     for apart in (False, True):
         yield from each(
-            f"bn_factors apart={apart}", bn_lif._factors, dict.fromkeys(pointers, "fp32"), (), {"APART": apart},
+            f"bn_factors apart={apart}", bn_lif._bn_factors, dict.fromkeys(pointers, "fp32"), (), {"APART": apart},
             bn_lif.LAUNCH_FACTORS,
         )  # fmt: skip
     pointers = [f"{key}_ptr" for key in ("sums", "x", "weight", "bias", "mean", "var", "inverse", "scale", "shift")]
     for dtype, norm, given in itertools.product(DTYPES, (*DTYPES, "fp64"), (False, True)):
         kinds = {**dict.fromkeys(pointers, "fp32"), "x_ptr": dtype, "weight_ptr": norm, "bias_ptr": norm}
         constants = {"HAS_WEIGHT": given, "HAS_BIAS": given}
-        yield from each(f"bn_affine {dtype} {norm} {given}", bn_lif._affine, kinds, ("eps",), constants, bn_lif.LAUNCH_SUMS)
+        yield from each(f"bn_affine {dtype} {norm} {given}", bn_lif._bn_affine, kinds, ("eps",), constants, bn_lif.LAUNCH_SUMS)
     numbers = ("tau", "v_threshold", "v_reset")
     for dtype in DTYPES:
-        yield from each(f"bn_stats {dtype}", bn_lif._stats, {"x_ptr": dtype, "sums_ptr": "fp32"}, (), {}, bn_lif.LAUNCH_STATS)
-        for spikes, (full, decay, soft) in itertools.product((dtype, "i32"), [(0, 1, 0), (1, 1, 0), (1, 0, 1)]):
+        yield from each(
+            f"bn_stats {dtype}", bn_lif._bn_stats, {"x_ptr": dtype, "sums_ptr": "fp32"}, (), {}, bn_lif.LAUNCH_STATS
+        )
+        ways = itertools.product((dtype, "i32"), STEPS, [(0, 1, 0), (1, 1, 0), (1, 0, 1)])
+        for spikes, steps, (full, decay, soft) in ways:
             pointers = dict.fromkeys(("v0_ptr", "scale_ptr", "shift_ptr", "v_last_ptr", "tau_ptr"), "fp32")
             pointers |= {"x_ptr": dtype, "spikes_ptr": spikes}
             constants = dict.fromkeys(("HAS_V0", "HAS_SCALE", "TAU_TENSOR"), bool(full))
-            constants |= {"DECAY_INPUT": bool(decay), "SOFT_RESET": bool(soft)}
-            name = f"bn_lif_fwd {dtype} spikes={spikes} full={full} decay={decay} soft={soft}"
-            yield from each(name, bn_lif._fwd, pointers, numbers, constants, bn_lif.LAUNCH_FORWARD)
-        every = [(name, row.index, 1, 1, 1, 0, 0) for name, row in SURROGATES.items()]
-        every += [("sigmoid", 0, 1, 0, 1, 0, 0), ("sigmoid", 0, 0, 1, 0, 1, 1), ("atan", 1, 1, 1, 0, 0, 1)]
-        for name, kind, write, sums, decay, soft, detach in every:
+            constants |= {"DECAY_INPUT": bool(decay), "SOFT_RESET": bool(soft), "EXACT": not full, **_step.segments(steps)}
+            name = f"bn_lif_fwd {dtype} spikes={spikes} steps={steps} full={full} decay={decay} soft={soft}"
+            yield from each(name, bn_lif._bn_lif_fwd, pointers, numbers, constants, bn_lif.LAUNCH_FORWARD)
+        every = [(name, row.index, 4, 1, 1, 1, 0, 0) for name, row in SURROGATES.items()]
+        ways = ((1, 0, 1, 0, 0), (0, 1, 1, 0, 0), (0, 1, 0, 1, 1), (1, 1, 0, 0, 1))
+        every += [("sigmoid", 0, steps, *way) for steps in (1, 4, _step.SEGMENT) for way in ways]
+        for name, kind, steps, write, sums, decay, soft, detach in every:
             pointers = dict.fromkeys(("scale_ptr", "shift_ptr", "mean_ptr", "factors_ptr", "sums_ptr"), "fp32")
             pointers |= dict.fromkeys(("ds_ptr", "x_ptr", "dx_ptr"), dtype)
             constants = {"HAS_FACTORS": bool(write), "SUMS": bool(sums), "DECAY_INPUT": bool(decay), "SOFT_RESET": bool(soft)}
-            constants |= {"DETACH_RESET": bool(detach), "KIND": kind}
-            name = f"bn_lif_bwd {dtype} {name} write={write} sums={sums} decay={decay} soft={soft}"
-            yield from each(name, bn_lif._bwd, pointers, (*numbers, "alpha"), constants, bn_lif.LAUNCH_BACKWARD)
+            constants |= {"DETACH_RESET": bool(detach), "KIND": kind, "EXACT": bool(decay), "STEPS": steps}
+            name = f"bn_lif_bwd {dtype} {name} steps={steps} write={write} sums={sums} decay={decay} soft={soft}"
+            yield from each(name, bn_lif._bn_lif_bwd, pointers, (*numbers, "alpha"), constants, bn_lif.launch_backward(steps))
 
 
 def pool_variants():
@@ -148,11 +157,11 @@ def pool_variants():
         launch = {**max_pool.LAUNCH, "enable_fp_fusion": False}
         pointers = {"x_ptr": dtype, "scale_ptr": "fp32", "values_ptr": dtype, "index_ptr": "u8"}
         name = f"{dtype} {window} {shape}"
-        yield variant(f"max_pool {name}", max_pool._fwd, pointers, sizes, (), constants, launch, aligned)
+        yield variant(f"max_pool {name}", max_pool._max_pool_fwd, pointers, sizes, (), constants, launch, aligned)
         pointers = {"dvalues_ptr": dtype, "index_ptr": "u8", "x_ptr": dtype, "factors_ptr": "fp32", "dx_ptr": dtype}
         for factors in (False, True):
             yield variant(
-                f"max_pool_bwd {name} factors={factors}", max_pool._bwd, pointers, sizes, (),
+                f"max_pool_bwd {name} factors={factors}", max_pool._max_pool_bwd, pointers, sizes, (),
                 {**constants, "HAS_FACTORS": factors}, launch, aligned,
             )  # fmt: skip
 
@@ -202,13 +211,13 @@ def product_variants(capability):
         aligned = (*(() if ragged else ("m", "n", "channels")), *(STRIDES if parts > 1 or not ragged else ()))
         name = f"product {dtype} parts={parts} m={m} conv={conv} ragged={ragged}"
         launch = spike_conv2d.launch_forward(parts, m, n, capability >= 90)
-        yield variant(name, spike_conv2d._fwd, pointers, integers, (), constants, launch, aligned)
+        yield variant(name, spike_conv2d._spike_product, pointers, integers, (), constants, launch, aligned)
     constants = {key: 1 for key in integers if not key.startswith("pad")}
     constants |= {"HAS_SCALE": False, "HAS_BIAS": False, "PARTS": 3}
     pointers = {"words_ptr": "i32", "w_ptr": "bf16", "table_ptr": "i32"}
     pointers |= dict.fromkeys(("scale_ptr", "bias_ptr", "y_ptr"), "fp32")
     launch = spike_conv2d.launch_forward(3, 1, 1, capability >= 90)
-    yield variant("product bf16 ones", spike_conv2d._fwd, pointers, integers, (), constants, launch)
+    yield variant("product bf16 ones", spike_conv2d._spike_product, pointers, integers, (), constants, launch)
 
 
 def gradient_variants(capability):
@@ -218,11 +227,11 @@ def gradient_variants(capability):
         pointers = {"words_ptr": "i32", "dy_ptr": dtype, "dw_ptr": "fp32", "table_ptr": "i32"}
         launch = spike_conv2d.launch_gradient(TORCH[dtype], channels, n, capability >= 90)
         name, ones = f"gradient {dtype} conv={conv} channels={channels}", {} if conv else MATRIX
-        yield variant(name, spike_conv2d._dw, pointers, integers, (), ones, launch, aligned)
+        yield variant(name, spike_conv2d._spike_product_dw, pointers, integers, (), ones, launch, aligned)
     ones = {key: 1 for key in integers if not key.startswith("pad") and key != "rows_each"}
     pointers = {"words_ptr": "i32", "dy_ptr": "fp32", "dw_ptr": "fp32", "table_ptr": "i32"}
     launch = spike_conv2d.launch_gradient(torch.float32, 1, 1, capability >= 90)
-    yield variant("gradient fp32 ones", spike_conv2d._dw, pointers, integers, (), ones, launch)
+    yield variant("gradient fp32 ones", spike_conv2d._spike_product_dw, pointers, integers, (), ones, launch)
 
 
 def attention_variants():
@@ -235,11 +244,15 @@ def attention_variants():
             pointers = {"q_ptr": "i32", "k_ptr": "i32", "v_ptr": "i32", "y_ptr": "fp16"}
             name = f"attention bits width={width} direct={direct}"
             launch = spike_attention.launch_forward(width)
-            yield variant(name, spike_attention._fwd, pointers, sizes, ("scale",), {**ones, "DIRECT": direct}, launch, aligned)
+            yield variant(
+                name, spike_attention._attention, pointers, sizes, ("scale",), {**ones, "DIRECT": direct}, launch, aligned
+            )
         for b in ("i32", *DTYPES):
             pointers = {"a_ptr": "i32", "b_ptr": b, "gram_ptr": "fp32"}
             launch, constants = spike_attention.launch_gram(width), {**other, "B_BITS": b == "i32"}
-            yield variant(f"gram {b} width={width}", spike_attention._gram, pointers, rows, (), constants, launch, aligned)
+            yield variant(
+                f"gram {b} width={width}", spike_attention._gram, pointers, rows, (), constants, launch, aligned
+            )
         products = [("i32", "fp16", "ieee"), ("i32", "fp32", "ieee"), ("fp32", "fp32", "ieee"), ("i32", "fp32", "tf32x3")]
         products += [("fp16", "fp32", "tf32x3"), ("bf16", "fp32", "tf32x3")]
         for (a, operand, precision), transposed in itertools.product(products, (False, True)):
@@ -263,11 +276,11 @@ def epilogue_variants():
         pointers = dict.fromkeys(("scale_ptr", "bias_ptr", "add_ptr", "currents_ptr"), "fp32")
         pointers |= {"words_ptr": "i32", "w_ptr": "bf16", "table_ptr": "i32", "out_ptr": "i32"}
         constants = ({} if conv else MATRIX) | {"stride_k": 1, "HAS_SCALE": parts < 3, "HAS_BIAS": full, "HAS_ADD": full}
-        constants |= {"KEEP": full, "DECAY_INPUT": full, "SOFT_RESET": not full, "PARTS": parts}
+        constants |= {"KEEP": full, "DECAY_INPUT": full, "SOFT_RESET": not full, "EXACT": full, "PARTS": parts}
         tile = {**spike_lif.launch(steps), "enable_fp_fusion": False}
         aligned = (*STRIDES, *(("m", "n", "channels") if full else ()))
         name = f"epilogue parts={parts} steps={steps} conv={conv} full={full}"
-        yield variant(name, spike_lif._fwd, pointers, integers, numbers, constants, tile, aligned)
+        yield variant(name, spike_lif._spike_product_lif, pointers, integers, numbers, constants, tile, aligned)
 
 
 def every_variant(capability: int):

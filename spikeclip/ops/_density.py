@@ -1,4 +1,4 @@
-"""When an event-driven product pays: a pure function of measured density, with the break-even that benchmarks recorded."""
+"""When a product of spikes pays beside a dense one: on a CPU by measured density, on a GPU by size."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch import Tensor
 # product (benchmarks/results/cpu.md, "by density").
 BREAK_EVEN = {torch.float32: 0.5, torch.bfloat16: 0.22, torch.int16: 0.95, torch.int8: math.inf}
 _SAMPLED_ROWS, _SAMPLED_WORD_ROWS = 64, 1024
+# Multiplications from which a GPU's library is faster with 16-bit weights, spikes unpacked for it, than the kernel that
+# expands them in registers, for each column of every row.
+LARGE_ON_GPU = 2**31
 
 
 @cache
@@ -20,11 +23,17 @@ def bf16_is_fast() -> bool:
     return torch.cpu._is_avx512_bf16_supported()
 
 
-def dense_dtype(weights: torch.dtype, out: torch.dtype) -> torch.dtype:
-    """What a CPU's dense product with weights of a dtype is made in: bfloat16 where that is asked for and fast."""
-    if not weights.is_floating_point:
+def dense_dtype(w: Tensor, out: torch.dtype) -> torch.dtype:
+    """What a dense product with such weights is made in: on a CPU bfloat16 where that is asked for and fast."""
+    if not w.is_floating_point():
         return torch.float32
-    return out if out == torch.bfloat16 and weights == torch.float32 and bf16_is_fast() else weights
+    halved = w.device.type == "cpu" and out == torch.bfloat16 and w.dtype == torch.float32 and bf16_is_fast()
+    return out if halved else w.dtype
+
+
+def large_on_gpu(dtype: torch.dtype, multiplications: int) -> bool:
+    """Whether a GPU's library multiplies unpacked spikes faster; float32 it multiplies slowly or inexactly."""
+    return dtype in (torch.float16, torch.bfloat16) and multiplications >= LARGE_ON_GPU
 
 
 def break_even(weights: torch.dtype, dense: torch.dtype) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral
 
 import torch
@@ -13,7 +14,7 @@ from ._dense import conv2d_input_gradient, winograd_pays
 from ._density import dense_dtype
 from ._dtypes import compute_dtype
 from .packed import PackedSpikes, pack, word_count
-from .spike_matmul import check_beside, check_bias, float_dtype, goes_dense, spikes_of, weights_of
+from .spike_matmul import check_beside, check_bias, float_dtype, goes_dense, in_dtype, spikes_of, weights_of
 from .weights import SpikeWeights, tiles_are_for
 
 _library = torch.library.Library("spikeclip", "FRAGMENT")
@@ -92,6 +93,7 @@ def out_size(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, 
 
 
 def _fwd(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend):
+    w = in_dtype(w, dtype)
     compute = float_dtype(w)
     name = _backends.chosen(backend, s.device.type, compute)
     functions = _backends.functions(backend, s.device.type, compute)
@@ -99,10 +101,13 @@ def _fwd(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backe
     last = s if packed else s.permute(0, 2, 3, 1).contiguous()
     rows = last.flatten(0, 2)
     out = dtype or compute
-    product = dense_dtype(w.dtype, out)
-    if goes_dense(backend, name, rows, channels, w.dtype, product, functions):
+    product = dense_dtype(w, out)
+    size = s.shape[0] * math.prod(out_size(last.shape[1:3], w.shape[2:], stride, padding)) * w.numel()
+    if goes_dense(backend, name, rows, channels, w.dtype, product, functions, size):
         dense = functions.unpack(s, channels, product).permute(0, 3, 1, 2) if packed else s.to(product)
         weights = (w if scale is None else w * scale.view(-1, 1, 1, 1)).to(product)
+        if name == "triton":
+            weights = functions.channels_last(weights, product)
         y = torch.nn.functional.conv2d(dense, weights, None if bias is None else bias.to(product), stride, padding)
         y = y.to(out).contiguous(memory_format=torch.channels_last)
         words = pack(last, functions) if keep else None
@@ -116,11 +121,11 @@ def _fwd(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backe
 def _dw(words, channels, dy, kernel, stride, padding, backend):
     name = _backends.chosen(backend, dy.device.type, dy.dtype)
     functions = _backends.functions(backend, dy.device.type, dy.dtype)
-    rows = words.flatten(0, 2)
-    if dy.numel() and goes_dense(backend, name, rows, channels, torch.float32, dy.dtype, functions):
+    rows, size = words.flatten(0, 2), dy.numel() * channels * math.prod(kernel)
+    if dy.numel() and goes_dense(backend, name, rows, channels, torch.float32, dy.dtype, functions, size):
         s = functions.unpack(words, channels, dy.dtype).permute(0, 3, 1, 2)
         dw = torch.nn.grad.conv2d_weight(s, (dy.shape[1], channels, *kernel), dy, stride, padding)
-        return dw.to(compute_dtype(dy)).contiguous()
+        return dw.to(compute_dtype(dy), memory_format=torch.contiguous_format)
     return functions.spike_conv2d_dw(words, channels, dy, tuple(kernel), tuple(stride), tuple(padding))
 
 
@@ -200,8 +205,6 @@ def _autocast(device_type: str):
     def call(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend):
         if dtype is None and w.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device_type)
-            if device_type == "cuda" and w.is_floating_point():
-                w = w.to(dtype)
         with below_autocast(device_type):
             return _spike_conv2d(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
 from ._dense import dense_product
-from ._density import dense_dtype, event_driven
+from ._density import dense_dtype, event_driven, large_on_gpu
 from ._dtypes import FLOATS, compute_dtype
 from .packed import PackedSpikes, check_spikes, pack, word_count
 from .weights import SpikeWeights, tiles_are_for
@@ -29,7 +29,8 @@ def spike_matmul(
     On a CPU the product is event-driven: the rows of ``w`` that spikes name are added. ``auto`` multiplies densely instead
     where a sample of ``s`` is denser than the break-even of ``ops/_density.py``. On a GPU spikes are read at one bit each and
     expanded in registers for a dense product on tensor cores; with Triton float32 weights go there as three bfloat16 that sum
-    to them exactly, int16 as two. Sums are made in float32 (float64 for float64 ``w``). The backward pass keeps one bit a
+    to them exactly, int16 as two. ``auto`` leaves large products with 16-bit weights to cuBLAS and cuDNN, spikes unpacked for
+    the time of the call. Sums are made in float32 (float64 for float64 ``w``). The backward pass keeps one bit a
     spike; ``dw`` is made in the same way, ``ds`` is dense. What is NaN or infinite in a row of ``w`` reaches the rows of
     ``s`` that spike there; a dense product spreads it to all.
 
@@ -104,26 +105,36 @@ def float_dtype(w: Tensor) -> torch.dtype:
     return w.dtype if w.is_floating_point() else torch.float32
 
 
-def goes_dense(backend: str, name: str, s: Tensor, length: int, weights: torch.dtype, dense: torch.dtype, functions) -> bool:
-    """Whether ``auto`` leaves the event-driven kernel for a product in ``dense``; s is [M, K], or words [M, W]."""
-    if backend != "auto" or name != "cpu" or not s.numel():
+def goes_dense(
+    backend: str, name: str, s: Tensor, length: int, weights: torch.dtype, dense: torch.dtype, functions, multiplications: int
+) -> bool:
+    """Whether ``auto`` leaves the kernel for spikes for a product in ``dense``; s is [M, K], or words [M, W]."""
+    if backend != "auto" or not s.numel():
         return False
-    return not event_driven(s, length, weights, dense, functions.count)
+    if name == "triton":
+        return large_on_gpu(dense, multiplications)
+    return name == "cpu" and not event_driven(s, length, weights, dense, functions.count)
 
 
 def _rows(x: Tensor) -> Tensor:
     return x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
 
 
+def in_dtype(w: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The weights of a product that comes out in ``dtype``: on a GPU in it too."""
+    return w if dtype is None or w.device.type != "cuda" or not w.is_floating_point() else w.to(dtype)
+
+
 def _fwd(s, length, w, scale, tiles, bias, keep, dtype, backend):
+    w = in_dtype(w, dtype)
     compute = float_dtype(w)
     name = _backends.chosen(backend, s.device.type, compute)
     functions = _backends.functions(backend, s.device.type, compute)
     packed = s.dtype == torch.int32
     leading, rows = s.shape[:-1], _rows(s)
     out = dtype or compute
-    product = dense_dtype(w.dtype, out)
-    if goes_dense(backend, name, rows, length, w.dtype, product, functions):
+    product = dense_dtype(w, out)
+    if goes_dense(backend, name, rows, length, w.dtype, product, functions, rows.shape[0] * w.numel()):
         dense = functions.unpack(rows.contiguous(), length, product) if packed else rows.to(product)
         y = dense_product(dense, (w if scale is None else w * scale).to(product), bias).to(out)
         words = pack(s, functions) if keep else None
@@ -139,8 +150,11 @@ def _dw(words, length, dy, backend):
     functions = _backends.functions(backend, dy.device.type, dy.dtype)
     words, dy = _rows(words).contiguous(), _rows(dy).contiguous()
     # A dense float32 product was measured to be slower at any density: its left operand is transposed.
-    if dy.dtype != torch.float32 and goes_dense(backend, name, words, length, torch.float32, dy.dtype, functions):
-        return (functions.unpack(words, length, dy.dtype).t() @ dy).to(compute_dtype(dy))
+    size = dy.numel() * length
+    if dy.dtype != torch.float32 and goes_dense(backend, name, words, length, torch.float32, dy.dtype, functions, size):
+        dense = functions.unpack(words, length, dy.dtype)
+        dw = (dy.t() @ dense).t() if name == "triton" else dense.t() @ dy
+        return dw.to(compute_dtype(dy))
     return functions.spike_matmul_dw(words, length, dy)
 
 
@@ -201,8 +215,6 @@ def _autocast(device_type: str):
     def call(s, length, w, scale, tiles, bias, keep, dtype, backend):
         if dtype is None and w.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device_type)
-            if device_type == "cuda" and w.is_floating_point():
-                w = w.to(dtype)
         with below_autocast(device_type):
             return _spike_matmul(s, length, w, scale, tiles, bias, keep, dtype, backend)
 

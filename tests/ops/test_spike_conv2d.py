@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from compare import assert_error_bounded
@@ -117,6 +119,13 @@ def test_auto_goes_dense_where_spikes_are_dense_and_stays_right():
         want = torch.nn.functional.conv2d(s, w, bias, padding=1)
         got = spike_conv2d(pack_spikes(s.permute(0, 2, 3, 1)), prepare_weights(w), bias, padding=1)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("dtype", list(FLOOR), ids=str)
+def test_a_dense_convolution_in_place_of_the_kernel_is_right(backend, dtype, monkeypatch):
+    monkeypatch.setattr(sys.modules[spike_conv2d.__module__], "goes_dense", lambda *given: True)
+    check(backend, *tensors(2, 40, 7, 9, 33, (3, 2), dtype), (2, 1), (0, 1))
 
 
 @pytest.mark.parametrize("backend", FUSED)

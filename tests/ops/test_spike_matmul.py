@@ -9,7 +9,8 @@ import torch
 from compare import assert_error_bounded
 
 from spikeclip.ops import _backends, pack_spikes, prepare_weights, reference, spike_matmul
-from spikeclip.ops._density import event_driven
+from spikeclip.ops._density import LARGE_ON_GPU, event_driven
+from spikeclip.ops.spike_matmul import goes_dense
 
 INTERPRETED = _backends.triton_interpreted()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -213,6 +214,26 @@ def test_auto_goes_dense_where_spikes_are_dense_and_stays_right():
                 got = spike_matmul(spikes, weights, bias)
                 torch.testing.assert_close(got, s @ w + bias, rtol=1e-4, atol=1e-4)
         check("auto", s, w, bias)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_dense_product_in_place_of_the_kernel_is_right(backend, dtype, packed, monkeypatch):
+    monkeypatch.setattr(sys.modules[spike_matmul.__module__], "goes_dense", lambda *given: True)
+    check(backend, *tensors(50, 129, 70, dtype=dtype), packed)
+
+
+def test_auto_leaves_large_products_with_16_bit_weights_to_a_gpus_library():
+    s = torch.ones(4096, 12, dtype=torch.int32)
+    for backend, name, dtype, size, wanted in (
+        ("auto", "triton", torch.bfloat16, LARGE_ON_GPU, True),
+        ("auto", "triton", torch.bfloat16, LARGE_ON_GPU - 1, False),
+        ("auto", "triton", torch.float32, LARGE_ON_GPU, False),
+        ("triton", "triton", torch.bfloat16, LARGE_ON_GPU, False),
+        ("auto", "cuda", torch.bfloat16, LARGE_ON_GPU, False),
+    ):
+        assert goes_dense(backend, name, s, 384, dtype, dtype, reference, size) is wanted
 
 
 @pytest.mark.parametrize("backend", FUSED)
