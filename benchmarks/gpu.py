@@ -2,11 +2,11 @@
 
 Installs the sources in place (with ``--wheels``, first the wheels of a folder as they are), runs the tests of ops and layers on
 every backend of the device, times the cases against the peers that are installed, and writes gpu.json and gpu.md into
-``benchmarks/results`` and, with ``--out``, there, with all output in gpu.log. Cases come in order of worth and are kept command
-by command; what has not ended after ``--minutes`` is cut off, and said to be. ``--part tests`` ends with the tests and ``--part
-benchmarks`` begins after them, for two calls. Needs torch, triton, nvcc, setuptools, pybind11, ninja, hypothesis, pytest,
-pytest-benchmark and open_clip_torch, which needs ftfy and wcwidth. Exit code 2 without a CUDA device, 1 when the build, a test
-or a benchmark fails or runs out of time: no speed is measured on a red test.
+``benchmarks/results`` and, with ``--out``, there, with all output in gpu.log. Cases come in order of worth, as commands of which
+a group compiles at once and takes turns to be timed; what has not ended after ``--minutes`` is cut off, and said to be. ``--part
+tests`` ends with the tests and ``--part benchmarks`` begins after them, for two calls. Needs torch, triton, nvcc, setuptools,
+pybind11, ninja, hypothesis, pytest, pytest-benchmark and open_clip_torch, which needs ftfy and wcwidth. Exit code 2 without a
+CUDA device, 1 when the build, a test or a benchmark fails or runs out of time: no speed is measured on a red test.
 """
 
 from __future__ import annotations
@@ -25,20 +25,32 @@ from typing import TextIO
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 NEEDED = "import hypothesis, ninja, open_clip, pybind11, pytest_benchmark, setuptools, triton"
-CASES = (  # file, pytest's -k; a capture that fails spoils its process for what comes after
-    ("test_towers_gpu.py", "answering"),
-    ("test_towers_gpu.py", "training and 4-384 and not compile and not (Jelly and graph)"),
-    ("test_towers_gpu.py", "training and 4-384 and bfloat16 and compile"),
-    ("test_towers_gpu.py", "training and 8-512 and not compile and not (Jelly and graph)"),
-    ("test_towers_gpu.py", "training and 4-384 and float32 and compile"),
-    ("test_towers_gpu.py", "training and bfloat16 and Jelly and graph"),
-    ("test_towers_gpu.py", "training and float32 and Jelly and graph"),
-    ("test_spikes_gpu.py", ""),
-    ("test_lif.py", "not compile"),
-    ("test_towers_gpu.py", "training and 8-512 and bfloat16 and compile"),
-    ("test_towers_gpu.py", "training and 8-512 and float32 and compile"),
-    ("test_lif.py", "compile"),
-    ("test_towers.py", ""),
+TOWERS = "test_towers_gpu.py"
+CASES = (  # of groups that run at once: file, pytest's -k; a capture that fails spoils its process for what comes after
+    (
+        (TOWERS, "training and 4-384 and bfloat16 and not compile and not (Jelly and graph)"),
+        (TOWERS, "training and 4-384 and bfloat16 and plain"),
+        (TOWERS, "training and 4-384 and bfloat16 and compile and not plain"),
+        (TOWERS, "training and 8-512-64-bfloat16 and not compile"),
+        (TOWERS, "training and 8-512 and bfloat16 and plain and not graph"),
+        (TOWERS, "training and 8-512 and bfloat16 and compile and not plain"),
+    ),
+    (
+        (TOWERS, "training and 4-384 and float32 and not compile and not (Jelly and graph)"),
+        (TOWERS, "training and 4-384 and float32 and plain"),
+        (TOWERS, "training and 4-384 and float32 and compile and not plain"),
+        (TOWERS, "answering"),
+    ),
+    ((TOWERS, "training and 8-512-64-float32 and not compile"),),
+    ((TOWERS, "training and 8-512-256-bfloat16 and not compile"),),
+    (("test_spikes_gpu.py", ""),),
+    (("test_lif.py", "not compile"),),
+    ((TOWERS, "training and 8-512 and bfloat16 and plain and graph"), (TOWERS, "training and 8-512 and float32 and compile")),
+    ((TOWERS, "training and 8-512-256-float32 and not compile"),),
+    ((TOWERS, "training and bfloat16 and Jelly and graph"),),
+    ((TOWERS, "training and float32 and Jelly and graph"),),
+    (("test_lif.py", "compile"),),
+    (("test_towers.py", ""),),
 )
 MEASURE = "import sys; from run import add; add('gpu', 'CUDA', {}, sys.argv[1:2], sys.argv[2:])"
 KEPT = ("gpu.json", "gpu.md")
@@ -103,11 +115,13 @@ def measure(steps: Steps, out: Path) -> None:
     results = HERE / "results"
     for name in KEPT:
         (results / name).unlink(missing_ok=True)
-    for file, words in CASES:
-        command = ("-c", MEASURE, file, "-k", words, "--benchmark-max-time=0.5")
-        if steps.run(f"{file} {words}", [command], HERE) and out != results:
+    for group in CASES:
+        commands = [("-c", MEASURE, file, "-k", words, "--benchmark-max-time=0.5") for file, words in group]
+        steps.run("; ".join(f"{file} {words}" for file, words in group), commands, HERE)
+        if out != results:
             for name in KEPT:
-                shutil.copy(results / name, out)
+                if (results / name).exists():
+                    shutil.copy(results / name, out)
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ memory, into results/towers.json and towers.md. Wants an otherwise idle machine.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import subprocess
@@ -48,12 +50,21 @@ def keep(name: str, runs: list[dict]) -> str:
     return head + text
 
 
+@contextlib.contextmanager
+def _alone():
+    """While no other process adds."""
+    with open(Path(tempfile.gettempdir(), "spikeclip-results.lock"), "w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        yield
+
+
 def add(name: str, allocator: str, settings: dict[str, str], cases: list[str], extra: list[str]) -> None:
     """Measure, and keep the rows behind those that results/<name>.json has."""
     run, file = measure(allocator, settings, cases, extra), HERE / "results" / f"{name}.json"
-    if file.exists():
-        run["rows"] = json.loads(file.read_text())[0]["rows"] + run["rows"]
-    keep(name, [run])
+    with _alone():
+        if file.exists():
+            run["rows"] = json.loads(file.read_text())[0]["rows"] + run["rows"]
+        keep(name, [run])
 
 
 def main() -> None:

@@ -6,7 +6,11 @@ of their images, so that in evaluation, where they are checked and their firing 
 """
 
 import contextlib
+import fcntl
 import gc
+import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,26 +21,31 @@ from towers import TRAINING, check_same_network
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
 GRAPH = ", CUDA graph"
+MODELS = {**TRAINING, "torch.compile of spikeclip": lambda tower: torch.compile(tower)}
 # Left out: the slowest peer, a second batch of what takes a minute to compile, and most of what may not be captured at all.
 STEPS = [
     (config, batch, dtype, who + how)
     for config in ("spikeclip-4-384", "spikeclip-8-512")
     for batch in (64, 256)
     for dtype in ("bfloat16", "float32")
-    for who in TRAINING
+    for who in MODELS
     for how in ("", GRAPH)
     if not who.endswith("snnTorch") and (batch == 64 or not who.startswith("torch.compile"))
     if (config, batch) == ("spikeclip-4-384", 64) or not (how and who.endswith("SpikingJelly"))
 ]
 ANSWERS = [f"spikeclip, {kind}{how}" for kind in ("fp32", "int16", "int8") for how in ("", GRAPH)]
+TURN = os.open(Path(tempfile.gettempdir(), "spikeclip-gpu-benchmarks.lock"), os.O_CREAT | os.O_RDWR)
 
 
 @pytest.fixture(autouse=True)
-def _empty_device():
-    """Nothing that the case before has left is in the way, or counted."""
+def _in_turn():
+    """Nothing that the case before has left is in the way, or counted; and no other process times meanwhile."""
+    fcntl.flock(TURN, fcntl.LOCK_SH)
     torch.compiler.reset()
     gc.collect()
     torch.cuda.empty_cache()
+    yield
+    fcntl.flock(TURN, fcntl.LOCK_UN)
 
 
 def firing(config, batch):
@@ -48,7 +57,7 @@ def firing(config, batch):
 
 
 def timed(benchmark, call, **options):
-    """Time synchronised calls; returns the most megabytes that were allocated at once."""
+    """Time synchronised calls, when all processes are ready; returns the most megabytes that were allocated at once."""
 
     def synchronised():
         call()
@@ -56,6 +65,7 @@ def timed(benchmark, call, **options):
 
     try:
         synchronised()
+        fcntl.flock(TURN, fcntl.LOCK_EX)
         torch.cuda.reset_peak_memory_stats()
         benchmark.pedantic(synchronised, **options)
     except torch.OutOfMemoryError:
@@ -70,7 +80,7 @@ def test_training_step(benchmark, config, batch, dtype, who):
     benchmark.group = f"training step of {config}, {size}, batch {batch}, Adam, {dtype}, firing at {rate:.1%}"
     peer, graphed = who.removesuffix(GRAPH), who.endswith(GRAPH)
     try:
-        model = TRAINING[peer](tower.train())
+        model = MODELS[peer](tower.train())
     except Missing as reason:
         pytest.skip(str(reason))
     check_same_network(model, tower, images)

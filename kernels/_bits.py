@@ -1,4 +1,4 @@
-"""Packed spikes in registers: words become matrices of ones and zeros."""
+"""What tensor cores take: words of spikes as matrices of ones and zeros, and float32 as a few 16-bit floats."""
 
 import functools
 
@@ -72,6 +72,23 @@ def elements(length, per_row, words, BLOCK: tl.constexpr):
     row = word // per_row
     column = ((word - row * per_row) * 32)[:, None] + tl.arange(0, 32)[None, :]
     return word, word < words, column, (row * length)[:, None] + column, (word < words)[:, None] & (column < length)
+
+
+@triton.jit
+def upper(x):
+    """float32 -> its upper 16 bits as a bfloat16 and what they leave, nothing of what is infinite."""
+    bits = x.to(tl.int32, bitcast=True)
+    whole = (bits & -65536).to(tl.float32, bitcast=True)
+    return (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True), tl.where(x == whole, 0.0, x - whole)
+
+
+@triton.jit
+def thirds(x):
+    """float32 as three bfloat16 that sum to it exactly, the largest first."""
+    first, rest = upper(x)
+    second, rest = upper(rest)
+    third, _ = upper(rest)
+    return first, second, third
 
 
 @triton.jit

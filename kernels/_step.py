@@ -17,7 +17,7 @@ SEGMENT = 8  # steps at most; >= 2, as a 16-bit gradient parks a membrane in two
 
 
 @triton.jit
-def _fma(a, b, c):
+def fma(a, b, c):
     """a * b + c, rounded once; the interpreter's tl.fma rounds twice."""
     if INTERPRETED:
         return (a.to(tl.float64) * b + c).to(tl.float32)
@@ -32,8 +32,8 @@ def _divide(a, tau, inverse):
     A true division's slow path costs a call and spilled registers. Where a or tau is infinite there is nothing to correct.
     """
     q = a * inverse
-    remainder = _fma(-q, tau, a)
-    return tl.where(remainder == remainder, _fma(remainder, inverse, q), q)
+    remainder = fma(-q, tau, a)
+    return tl.where(remainder == remainder, fma(remainder, inverse, q), q)
 
 
 @triton.jit
@@ -62,28 +62,48 @@ def reset(h, v_threshold, v_reset, SOFT_RESET: tl.constexpr):
 
 
 @triton.jit
+def _exp(x, factor):
+    """e^(factor x) for factor x <= 0 to 2^-21 of it, one instruction behind a product; too small ones are 0."""
+    y = x * (factor * 1.4426950408889634)
+    if INTERPRETED:
+        return tl.exp2(y)
+    else:
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [y], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def _reciprocal(x):
+    """1 / x for x >= 1 to 2^-23 of it, in one instruction."""
+    if INTERPRETED:
+        return 1.0 / x
+    else:
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
 def surrogate_grad(u, alpha, KIND: tl.constexpr):
     """d(spike)/d(u); KIND is the row's index in spikeclip/ops/surrogate.py."""
     a = tl.abs(u)
     if KIND == 0:  # sigmoid
-        e = tl.exp(-alpha * a)
-        return alpha * e / ((1.0 + e) * (1.0 + e))
+        e = _exp(a, -alpha)
+        r = _reciprocal(1.0 + e)
+        return alpha * e * (r * r)
     elif KIND == 1:  # atan
         z = 1.5707963267948966 * alpha * u
-        return 0.5 * alpha / (1.0 + z * z)
+        return 0.5 * alpha * _reciprocal(fma(z, z, 1.0))
     elif KIND == 2:  # piecewise_quadratic
         return tl.maximum(alpha - alpha * alpha * a, 0.0)
     elif KIND == 3:  # piecewise_exp
-        return 0.5 * alpha * tl.exp(-alpha * a)
+        return 0.5 * alpha * _exp(a, -alpha)
     elif KIND == 4:  # soft_sign
-        d = 1.0 + alpha * a
-        return 0.5 * alpha / (d * d)
+        r = _reciprocal(fma(a, alpha, 1.0))
+        return 0.5 * alpha * (r * r)
     elif KIND == 5:  # super_spike
-        d = 1.0 + a
-        return alpha / (d * d)
+        r = _reciprocal(1.0 + a)
+        return alpha * (r * r)
     elif KIND == 6:  # erf
         z = alpha * u
-        return alpha * 0.5641895835477563 * tl.exp(-z * z)
+        return alpha * 0.5641895835477563 * _exp(z * z, -1.0)
     else:  # triangle
         return tl.maximum(1.0 - alpha * a, 0.0)
 
@@ -96,11 +116,9 @@ def step_grad(h, ds, dv, v_threshold, v_reset, alpha, KIND: tl.constexpr, SOFT_R
             ds = ds - dv * v_threshold
         else:
             ds = ds + dv * (v_reset - h)
-    dh = ds * surrogate_grad(h - v_threshold, alpha, KIND)
-    if SOFT_RESET:
-        return dh + dv
-    else:
-        return dh + tl.where(h >= v_threshold, 0.0, dv)
+    if not SOFT_RESET:
+        dv = tl.where(h >= v_threshold, 0.0, dv)
+    return fma(ds, surrogate_grad(h - v_threshold, alpha, KIND), dv)
 
 
 @triton.jit

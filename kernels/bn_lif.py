@@ -21,6 +21,7 @@ from ._step import (
     SEGMENT,
     advanced,
     charge,
+    fma,
     has_exact_inverse,
     load_steps,
     neuron_numbers,
@@ -34,6 +35,8 @@ from .lif import lif_bwd
 
 LAUNCH_FORWARD = {"BLOCK": 16, "num_warps": 4}  # words a program, 4 neurons a thread
 LAUNCH_STATS = {"ROWS": 64, "CHANNELS": 32, "num_warps": 4}
+LAUNCH_BACKWARD = {"ROWS": 4, "CHANNELS": 64, "num_warps": 4}  # 2 neurons a thread: all their steps lie in registers
+LAUNCH_DX = {"ROWS": 16, "CHANNELS": 64, "num_warps": 4}
 LAUNCH_SUMS = {"ROWS": 256, "CHANNELS": 8, "num_warps": 8, "maxnreg": 96}  # few channels, so that many programs share the sums
 LAUNCH_FACTORS = {"CHANNELS": 128, "num_warps": 4}
 PROGRAMS = 4096  # about as many as a device's processors share well
@@ -156,7 +159,7 @@ def _bn_factors(
 
 @triton.jit
 def _bn_lif_fwd(
-    x_ptr, v0_ptr, scale_ptr, shift_ptr, spikes_ptr, v_last_ptr, tau_ptr, steps, rows, channels, per_row,
+    x_ptr, v0_ptr, scale_ptr, shift_ptr, spikes_ptr, v_last_ptr, tau_ptr, steps, rows, channels, per_row, x_step,
     tau, v_threshold, v_reset, HAS_V0: tl.constexpr, HAS_SCALE: tl.constexpr, TAU_TENSOR: tl.constexpr,
     DECAY_INPUT: tl.constexpr, SOFT_RESET: tl.constexpr, EXACT: tl.constexpr, SEGMENT: tl.constexpr, LONG: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -175,7 +178,7 @@ def _bn_lif_fwd(
         v = tl.zeros((BLOCK, 32), tl.float32) + v_reset
     stride = tl.cast(rows, tl.int64) * channels
     for first in range(0, steps if LONG else SEGMENT, SEGMENT):
-        xs = load_steps(x_ptr, at, first, steps, stride, mask, SEGMENT, LONG)
+        xs = load_steps(x_ptr, at, first, steps, tl.cast(x_step, tl.int64), mask, SEGMENT, LONG)
         for i in tl.static_range(SEGMENT):
             here = of_step(mask, first + i, steps, LONG)
             x = xs[i].to(tl.float32)
@@ -237,19 +240,30 @@ def _bn_lif_bwd(
                 dz = through
             else:
                 dz = dh
-            if SUMS:
-                dz = tl.where(mask, dz, 0.0)
+            if SUMS:  # of nothing but zeros where the mask is False
                 plain += dz
-                centred += dz * (x - mean)
+                centred = fma(dz, x - mean, centred)
             if HAS_FACTORS:
-                tl.store(dx_ptr + at + t * stride, (a * dz + (b * x + c)).to(dx_ptr.dtype.element_ty), mask=mask)
+                dz = fma(a, dz, fma(b, x, c))
+            tl.store(dx_ptr + at + t * stride, dz.to(dx_ptr.dtype.element_ty), mask=mask)
     if SUMS:
         _store_sums(sums_ptr, plain, centred, part, channel, inside, channels)
 
 
-def launch_backward(steps: int) -> dict[str, int]:
-    """Tile and registers for so many steps; unbound, the assembler spills a few bytes to make do with fewer registers."""
-    return {"ROWS": 8 if steps <= 4 else 4, "CHANNELS": 64, "num_warps": 4, "maxnreg": 255}
+@triton.jit
+def _bn_dx(dz_ptr, x_ptr, factors_ptr, rows, channels, rows_each, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """dz becomes a dz + b x + c."""
+    _, begin, end, channel, inside = _place(rows, channels, rows_each, CHANNELS)
+    a = _of(factors_ptr, channel, inside)
+    b = _of(factors_ptr + channels, channel, inside)
+    c = _of(factors_ptr + 2 * channels, channel, inside)
+    for start in range(begin, end, ROWS):
+        row = (start + tl.arange(0, ROWS))[:, None]
+        mask = (row < end) & inside[None, :]
+        at = row * channels + channel[None, :]
+        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        dz = tl.load(dz_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(dz_ptr + at, fma(a, dz, fma(b, x, c)).to(dz_ptr.dtype.element_ty), mask=mask)
 
 
 def _split(rows: int, channels: int, launch: dict[str, int]) -> tuple[int, int, int]:
@@ -325,9 +339,10 @@ def bn_lif_fwd(x, v0, scale, shift, tau, v_threshold, v_reset, decay_input, spik
         with device_of(x):
             _bn_lif_fwd[(triton.cdiv(rows * per_row, LAUNCH_FORWARD["BLOCK"]),)](
                 x, x if v0 is None else v0, x if scale is None else scale, x if shift is None else shift, spikes, v_last,
-                tau_tensor, steps, rows, channels, per_row, *numbers, HAS_V0=v0 is not None, HAS_SCALE=scale is not None,
-                TAU_TENSOR=isinstance(tau, torch.Tensor), DECAY_INPUT=decay_input, SOFT_RESET=v_reset is None,
-                EXACT=has_exact_inverse(tau), enable_fp_fusion=False, **segments(steps), **LAUNCH_FORWARD,
+                tau_tensor, steps, rows, channels, per_row, x.stride(0), *numbers, HAS_V0=v0 is not None,
+                HAS_SCALE=scale is not None, TAU_TENSOR=isinstance(tau, torch.Tensor), DECAY_INPUT=decay_input,
+                SOFT_RESET=v_reset is None, EXACT=has_exact_inverse(tau), enable_fp_fusion=False, **segments(steps),
+                **LAUNCH_FORWARD,
             )  # fmt: skip
     return spikes, v_last
 
@@ -340,9 +355,8 @@ def bn_lif_bwd(
         neuron = (tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
         return bn_lif_bwd_by(lif_bwd, ds, x, scale, shift, mean, factors, sums, *neuron)
     rows = x.numel() // steps // channels
-    dx = x.new_empty(0) if factors is None else torch.empty_like(x)
-    launch = launch_backward(steps)
-    rows_each, parts, programs = _split(rows, channels, launch)
+    dx = torch.empty_like(x)
+    rows_each, parts, programs = _split(rows, channels, LAUNCH_BACKWARD)
     partial = x.new_empty((parts, 2, channels) if sums else 0, dtype=torch.float32)
     _, *numbers = neuron_numbers(tau, v_threshold, v_reset, x)
     with device_of(x):
@@ -350,6 +364,15 @@ def bn_lif_bwd(
             ds, x, scale, shift, mean, x if factors is None else factors, dx, partial, rows, channels, rows_each,
             *numbers, single(alpha), HAS_FACTORS=factors is not None, SUMS=sums, DECAY_INPUT=decay_input,
             SOFT_RESET=v_reset is None, DETACH_RESET=detach_reset, KIND=SURROGATES[surrogate].index,
-            EXACT=has_exact_inverse(tau), STEPS=steps, enable_fp_fusion=False, **launch,
+            EXACT=has_exact_inverse(tau), STEPS=steps, enable_fp_fusion=False, **LAUNCH_BACKWARD,
         )  # fmt: skip
     return dx, _sum_parts(partial) if sums else partial
+
+
+def bn_dx(dz, x, factors):
+    """Turns dz, which the backward pass of at most SEGMENT steps returns where it gets no factors, into dx."""
+    channels = x.shape[-1]
+    rows = x.numel() // channels
+    rows_each, _, programs = _split(rows, channels, LAUNCH_DX)
+    with device_of(x):
+        _bn_dx[(programs,)](dz, x, factors, rows, channels, rows_each, enable_fp_fusion=False, **LAUNCH_DX)

@@ -1,8 +1,8 @@
 """Multi-timestep LIF in Triton: the `triton` backend of ``ops.lif``.
 
-Tensors arrive as dense ``[T, N]`` blocks of memory. A program owns a block of neurons for all T steps, a segment of at most
-SEGMENT of them in registers at a time. The backward pass recomputes the membranes of a segment from its first one; the first
-membranes of later segments are parked, as bits, in slots of dx that are not yet due.
+Tensors arrive as dense ``[T, N]`` blocks of memory, the backward pass's x maybe as one step that stands for all. A program
+owns a block of neurons for all T steps, up to SEGMENT of them in registers at a time. The backward pass recomputes a segment's
+membranes from its first one; the first membranes of later segments are parked, as bits, in slots of dx that are not yet due.
 """
 
 import torch
@@ -81,7 +81,7 @@ def _unpark(slots_ptr, at, mask, n, WIDE: tl.constexpr):
 @triton.jit
 def _lif_bwd(
     ds_ptr, dv_last_ptr, x_ptr, v0_ptr, dx_ptr, slots_ptr, dv0_ptr, dtau_ptr, tau_ptr,
-    steps, n, tau, v_threshold, v_reset, alpha,
+    steps, n, x_step, tau, v_threshold, v_reset, alpha,
     HAS_DS: tl.constexpr, HAS_DV: tl.constexpr, HAS_V0: tl.constexpr, TAU_TENSOR: tl.constexpr, DECAY_INPUT: tl.constexpr,
     SOFT_RESET: tl.constexpr, DETACH_RESET: tl.constexpr, KIND: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr,
     SEGMENT: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr,
@@ -89,6 +89,7 @@ def _lif_bwd(
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < n
     stride = tl.cast(n, tl.int64)  # n = 1 is a constant, without .to
+    x_stride = tl.cast(x_step, tl.int64)
     if TAU_TENSOR:
         tau = tl.load(tau_ptr)
     inverse = tl.div_rn(1.0, tau)
@@ -101,7 +102,7 @@ def _lif_bwd(
         last = (steps - 1) // SEGMENT * SEGMENT
         v = start
         for first in range(0, last, SEGMENT):
-            xs = load_steps(x_ptr, at, first, steps, stride, mask, SEGMENT, False)
+            xs = load_steps(x_ptr, at, first, steps, x_stride, mask, SEGMENT, False)
             for i in tl.static_range(SEGMENT):
                 h = charge(v, xs[i].to(tl.float32), tau, inverse, v_reset, DECAY_INPUT, EXACT)
                 v = reset(h, v_threshold, v_reset, SOFT_RESET)
@@ -120,7 +121,7 @@ def _lif_bwd(
             if first > 0:
                 v = _unpark(slots_ptr, at + (first - 1) * stride, mask, stride, WIDE)
             tl.debug_barrier()  # the steps below overwrite slots that other threads may still be reading
-        xs = load_steps(x_ptr, at, first, steps, stride, mask, SEGMENT, LONG)
+        xs = load_steps(x_ptr, at, first, steps, x_stride, mask, SEGMENT, LONG)
         if HAS_DS:
             given = load_steps(ds_ptr, at, first, steps, stride, mask, SEGMENT, LONG)
         vs, hs = (), ()
@@ -169,7 +170,7 @@ def lif_fwd(x, v0, tau, v_threshold, v_reset, decay_input, spike_dtype):
 def lif_bwd(ds, dv_last, x, v0, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha):
     learn_tau = isinstance(tau, Tensor)
     none = x.new_empty(0, dtype=torch.float32)
-    dx = torch.empty_like(x)
+    dx = torch.empty_like(x) if x.stride(0) else x.new_empty(x.shape)
     dv0 = none if v0 is None else torch.empty_like(x[0], dtype=torch.float32)
     steps = x.shape[0]
     n = x.numel() // steps
@@ -181,8 +182,8 @@ def lif_bwd(ds, dv_last, x, v0, tau, v_threshold, v_reset, decay_input, detach_r
         with device_of(x):
             _lif_bwd[(programs,)](
                 x if ds is None else ds, x if dv_last is None else dv_last, x, x if v0 is None else v0, dx,
-                dx.view(torch.int32 if wide else torch.int16), dv0, partial, tau_tensor, steps, n, *numbers, single(alpha),
-                HAS_DS=ds is not None, HAS_DV=dv_last is not None, HAS_V0=v0 is not None, TAU_TENSOR=learn_tau,
+                dx.view(torch.int32 if wide else torch.int16), dv0, partial, tau_tensor, steps, n, x.stride(0), *numbers,
+                single(alpha), HAS_DS=ds is not None, HAS_DV=dv_last is not None, HAS_V0=v0 is not None, TAU_TENSOR=learn_tau,
                 DECAY_INPUT=decay_input, SOFT_RESET=v_reset is None, DETACH_RESET=detach_reset,
                 KIND=SURROGATES[surrogate].index, WIDE=wide, EXACT=has_exact_inverse(tau), enable_fp_fusion=False,
                 **segments(steps), **LAUNCH,

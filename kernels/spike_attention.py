@@ -1,7 +1,8 @@
 """Softmax-free attention on packed spikes in Triton: the `triton` backend of ``ops.spike_attention``.
 
 A head is a range of bits of a packed row, at any bit. Products of spikes are small integers, so their sums are exact in any
-order. A program owns one head of one sequence; a matrix of tokens by tokens exists only as a tile in registers.
+order. A program owns one head of one sequence, in one kernel each way where a head's matrices fit into registers; a matrix of
+tokens by tokens exists only as a tile there.
 """
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from spikeclip.ops._device import device_of
 
-from ._bits import dot, expand, expand_down
+from ._bits import dot, expand, expand_down, upper
 
 EXACT_IN_FLOAT16 = 2048  # every integer up to it
+WIDEST = 64  # head, in channels, whose square matrices a program holds
+PROGRAMS = 512  # about four for each multiprocessor of a large GPU
 
 
 @triton.jit
@@ -55,11 +58,18 @@ def _store_head(y_ptr, acc, sequence, row, rows, channels, start, column, width)
 
 
 @triton.jit
-def _attention(
+def _head(x_ptr, sequence, row, rows, channels, start, column, width):
+    """[R, columns] dense values of one head."""
+    at = (sequence * rows + row)[:, None] * channels + (start + column)[None, :]
+    return tl.load(x_ptr + at, mask=(row < rows)[:, None] & (column < width)[None, :], other=0.0)
+
+
+@triton.jit
+def _attention_direct(
     q_ptr, k_ptr, v_ptr, y_ptr, n, s, channels, per_row, heads, width, scale,
-    DIRECT: tl.constexpr, J: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
+    J: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    """q (k^T v), or (q k^T) v if DIRECT; the inner product must be exact in float16."""
+    """(q k^T) v, whose inner product must be exact in float16."""
     sequence = (tl.program_id(0) // heads).to(tl.int64)
     start = tl.program_id(0) % heads * width
     tiles = tl.cdiv(width, 32 * J)
@@ -69,27 +79,92 @@ def _attention(
     k_ptr += sequence * s * per_row
     v_ptr += sequence * s * per_row
     acc = tl.zeros((BN, 32 * J), tl.float32)
-    if DIRECT:
-        for token in range(0, s, BS):
-            others = token + tl.arange(0, BS)
-            scores = tl.zeros((BN, BS), tl.float32)
-            for i in range(0, width, 32 * J):
-                q = expand(_rows(q_ptr, row, n, per_row, start + i, width - i, J), tl.float16)
-                k = expand_down(_rows_down(k_ptr, others, s, per_row, start + i, width - i, J), tl.float16)
-                scores = dot(q, k, scores, "ieee")
-            v = expand(_rows(v_ptr, others, s, per_row, start + first, width - first, J), tl.float16)
-            acc = dot(scores.to(tl.float16), v, acc, "ieee")
-    else:
+    for token in range(0, s, BS):
+        others = token + tl.arange(0, BS)
+        scores = tl.zeros((BN, BS), tl.float32)
         for i in range(0, width, 32 * J):
-            kv = tl.zeros((32 * J, 32 * J), tl.float32)
-            for token in range(0, s, BS):
-                others = token + tl.arange(0, BS)
-                k = expand_down(_rows_down(k_ptr, others, s, per_row, start + i, width - i, J), tl.float16)
-                v = expand(_rows(v_ptr, others, s, per_row, start + first, width - first, J), tl.float16)
-                kv = dot(k, v, kv, "ieee")
             q = expand(_rows(q_ptr, row, n, per_row, start + i, width - i, J), tl.float16)
-            acc = dot(q, kv.to(tl.float16), acc, "ieee")
+            k = expand_down(_rows_down(k_ptr, others, s, per_row, start + i, width - i, J), tl.float16)
+            scores = dot(q, k, scores, "ieee")
+        v = expand(_rows(v_ptr, others, s, per_row, start + first, width - first, J), tl.float16)
+        acc = dot(scores.to(tl.float16), v, acc, "ieee")
     _store_head(y_ptr, acc * scale, sequence, row, n, channels, start, first + tl.arange(0, 32 * J), width)
+
+
+@triton.jit
+def _attention(
+    q_ptr, k_ptr, v_ptr, y_ptr, n, s, channels, per_row, heads, width, rows_each, scale,
+    J: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """q (k^T v) for rows_each rows of a head of at most 32 J channels; k^T v must be exact in float16."""
+    sequence = (tl.program_id(0) // heads).to(tl.int64)
+    start = tl.program_id(0) % heads * width
+    q_ptr += sequence * n * per_row
+    k_ptr += sequence * s * per_row
+    v_ptr += sequence * s * per_row
+    kv = tl.zeros((32 * J, 32 * J), tl.float32)
+    for token in range(0, s, BS):
+        others = token + tl.arange(0, BS)
+        k = expand_down(_rows_down(k_ptr, others, s, per_row, start, width, J), tl.float16)
+        v = expand(_rows(v_ptr, others, s, per_row, start, width, J), tl.float16)
+        kv = dot(k, v, kv, "ieee")
+    operand = kv.to(tl.float16)
+    begin = tl.program_id(1) * rows_each
+    for first in range(begin, tl.minimum(begin + rows_each, n), BN):
+        row = first + tl.arange(0, BN)
+        q = expand(_rows(q_ptr, row, n, per_row, start, width, J), tl.float16)
+        y = dot(q, operand, tl.zeros((BN, 32 * J), tl.float32), "ieee") * scale
+        _store_head(y_ptr, y, sequence, row, n, channels, start, tl.arange(0, 32 * J), width)
+
+
+@triton.jit
+def _attention_bwd(
+    dy_ptr, q_ptr, k_ptr, v_ptr, dq_ptr, dk_ptr, dv_ptr, n, s, channels, per_row, heads, width, scale,
+    J: tl.constexpr, BR: tl.constexpr,
+):  # fmt: skip
+    """All gradients of a head of at most 32 J channels from a 16-bit dy; v^T k must be exact in float16.
+
+    What is no integer goes on as two bfloat16, of which a 16-bit result shows no more.
+    """
+    sequence = (tl.program_id(0) // heads).to(tl.int64)
+    start = tl.program_id(0) % heads * width
+    column = tl.arange(0, 32 * J)
+    q_ptr += sequence * n * per_row
+    k_ptr += sequence * s * per_row
+    v_ptr += sequence * s * per_row
+    half = dy_ptr.dtype.element_ty
+    q_dy = tl.zeros((32 * J, 32 * J), tl.float32)
+    for first in range(0, n, BR):
+        row = first + tl.arange(0, BR)
+        q = expand_down(_rows_down(q_ptr, row, n, per_row, start, width, J), half)
+        q_dy = dot(q, _head(dy_ptr, sequence, row, n, channels, start, column, width), q_dy, "ieee")
+    vk = tl.zeros((32 * J, 32 * J), tl.float32)
+    for first in range(0, s, BR):
+        row = first + tl.arange(0, BR)
+        v = expand_down(_rows_down(v_ptr, row, s, per_row, start, width, J), tl.float16)
+        vk = dot(v, expand(_rows(k_ptr, row, s, per_row, start, width, J), tl.float16), vk, "ieee")
+    none = tl.zeros((BR, 32 * J), tl.float32)
+    vk_high, rest = upper(vk)
+    vk_low, _ = upper(rest)
+    for first in range(0, n, BR):
+        row = first + tl.arange(0, BR)
+        dy = _head(dy_ptr, sequence, row, n, channels, start, column, width)
+        if half == tl.float16:
+            dq = dot(dy, vk.to(tl.float16), none, "ieee")
+        else:
+            dq = dot(dy, vk_high, dot(dy, vk_low, none, "ieee"), "ieee")
+        _store_head(dq_ptr, dq * scale, sequence, row, n, channels, start, column, width)
+    q_dy_high, rest = upper(q_dy)
+    q_dy_low, _ = upper(rest)
+    dy_q_high, dy_q_low = tl.trans(q_dy_high), tl.trans(q_dy_low)
+    for first in range(0, s, BR):
+        row = first + tl.arange(0, BR)
+        v = expand(_rows(v_ptr, row, s, per_row, start, width, J), tl.bfloat16)
+        dk = dot(v, dy_q_high, dot(v, dy_q_low, none, "ieee"), "ieee")
+        _store_head(dk_ptr, dk * scale, sequence, row, s, channels, start, column, width)
+        k = expand(_rows(k_ptr, row, s, per_row, start, width, J), tl.bfloat16)
+        dv = dot(k, q_dy_high, dot(k, q_dy_low, none, "ieee"), "ieee")
+        _store_head(dv_ptr, dv * scale, sequence, row, s, channels, start, column, width)
 
 
 @triton.jit
@@ -113,8 +188,7 @@ def _gram(
                 _rows(b_ptr + sequence * rows * per_row, row, rows, per_row, start + first, width - first, J), tl.float16
             )
         else:
-            at = (sequence * rows + row)[:, None] * channels + (start + column)[None, :]
-            b = tl.load(b_ptr + at, mask=(row < rows)[:, None] & (column < width)[None, :], other=0.0)
+            b = _head(b_ptr, sequence, row, rows, channels, start, column, width)
         acc = dot(expand_down(a_words, b.dtype), b, acc, "ieee")
     line = i + tl.arange(0, 32 * J)
     at = (tl.program_id(0).to(tl.int64) * width + line)[:, None] * width + column[None, :]
@@ -140,8 +214,7 @@ def _apply(
             words = _rows(a_ptr + sequence * rows * per_row, row, rows, per_row, start + i, width - i, 1)
             a = expand(words, OPERAND)
         else:
-            at = (sequence * rows + row)[:, None] * channels + (start + line)[None, :]
-            a = tl.load(a_ptr + at, mask=(row < rows)[:, None] & (line < width)[None, :], other=0.0).to(OPERAND)
+            a = _head(a_ptr, sequence, row, rows, channels, start, line, width).to(OPERAND)
         gram_mask = (line < width)[:, None] & (column < width)[None, :]
         gram = tl.load(gram_ptr + line[:, None] * stride_i + column[None, :] * stride_j, mask=gram_mask, other=0.0)
         acc = dot(a, gram.to(OPERAND), acc, PRECISION)
@@ -151,6 +224,10 @@ def _apply(
 def launch_forward(width: int) -> dict[str, int]:
     """Words of a head a tile, rows of q and of k and v, warps."""
     return {"J": 1 if width <= 32 else 2, "BN": 64, "BS": 32, "num_warps": 4}
+
+
+def launch_backward(width: int) -> dict[str, int]:
+    return {"J": 1, "BR": 32, "num_warps": 4} if width <= 32 else {"J": 2, "BR": 64, "num_warps": 4}
 
 
 def launch_gram(width: int) -> dict[str, int]:
@@ -191,17 +268,22 @@ def spike_attention(q: Tensor, k: Tensor, v: Tensor, channels: int, num_heads: i
     (length, n, per_row), s = q.shape, k.shape[1]
     width = channels // num_heads
     direct = s < width
-    exact = (width if direct else s) <= EXACT_IN_FLOAT16
     launch = launch_forward(width)
     y = q.new_empty((length, n, channels), dtype=dtype)
     if not y.numel():
         return y
+    sizes, tiles = (n, s, channels, per_row, num_heads, width), triton.cdiv(n, launch["BN"])
     with device_of(q):
-        if not exact or (not direct and n > 4 * launch["BN"]):  # else every block of rows would make k^T v anew
+        if direct and width <= EXACT_IN_FLOAT16:
+            grid = (length * num_heads, tiles * triton.cdiv(width, 32 * launch["J"]))
+            _attention_direct[grid](q, k, v, y, *sizes, scale, **launch)
+        elif width <= WIDEST and s <= EXACT_IN_FLOAT16:
+            parts = min(tiles, triton.cdiv(PROGRAMS, length * num_heads))
+            each = triton.cdiv(tiles, parts) * launch["BN"]
+            _attention[(length * num_heads, triton.cdiv(n, each))](q, k, v, y, *sizes, each, scale, **launch)
+        else:
             gram, operand = _head_gram(k, v, channels, num_heads), torch.float16 if s <= EXACT_IN_FLOAT16 else torch.float32
             return _head_apply(q, gram, channels, num_heads, scale, dtype, operand, "ieee")
-        grid = (length * num_heads, triton.cdiv(n, launch["BN"]) * triton.cdiv(width, 32 * launch["J"]))
-        _attention[grid](q, k, v, y, n, s, channels, per_row, num_heads, width, scale, DIRECT=direct, **launch)
     return y
 
 
@@ -212,6 +294,14 @@ def spike_attention_bwd(
     dy, q, k, v = dy.contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
     if not (q.numel() and k.numel()):
         return tuple(dy.new_zeros((*x.shape[:2], channels)) for x in (q, k, v))
+    (length, n, per_row), s, width = q.shape, k.shape[1], channels // num_heads
+    if dy.dtype != torch.float32 and width <= WIDEST and s <= EXACT_IN_FLOAT16:
+        gradients = tuple(dy.new_empty((length, tokens, channels)) for tokens in (n, s, s))
+        with device_of(dy):
+            _attention_bwd[(length * num_heads,)](
+                dy, q, k, v, *gradients, n, s, channels, per_row, num_heads, width, scale, **launch_backward(width)
+            )
+        return gradients
     # Three products of tf32 keep 22 bits of the sums: more than a 16-bit result can show.
     last = (channels, num_heads, scale, dy.dtype, torch.float32, "ieee" if dy.dtype == torch.float32 else "tf32x3")
     with device_of(dy):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spikeclip.ops._device import device_of
 
-from ._bits import dot, spread, spread_down, table
+from ._bits import dot, spread, spread_down, table, thirds, upper
 
 PARTS = {torch.float32: 3, torch.float16: 1, torch.bfloat16: 1, torch.int16: 2, torch.int8: 1}
 PROGRAMS = 512  # about four for each multiprocessor of a large GPU; a weight gradient's rows are split until there are as many
@@ -49,23 +49,6 @@ ONE_PIXEL = geometry((1, 1), (1, 1), (1, 1), (0, 0))
 
 
 @triton.jit
-def _high(x):
-    """float32 -> its upper 16 bits as a bfloat16 and what they leave, nothing of what is infinite."""
-    bits = x.to(tl.int32, bitcast=True)
-    whole = (bits & -65536).to(tl.float32, bitcast=True)
-    return (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True), tl.where(x == whole, 0.0, x - whole)
-
-
-@triton.jit
-def _thirds(x):
-    """float32 as three bfloat16 that sum to it exactly, the largest first."""
-    high, rest = _high(x)
-    middle, rest = _high(rest)
-    low, _ = _high(rest)
-    return high, middle, low
-
-
-@triton.jit
 def _lay(
     w_ptr, out_ptr, channels, taps, per_line, size, stride_tap, stride_k, stride_n, PARTS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -78,18 +61,18 @@ def _lay(
     w_at = (line - column * taps) * stride_tap + k * stride_k + column * stride_n
     w = tl.load(w_ptr + w_at, mask=mask & (k < channels), other=0)
     if PARTS == 3:
-        high, middle, low = _thirds(w)
+        high, middle, low = thirds(w)
         tl.store(out_ptr + at, high, mask=mask)
         tl.store(out_ptr + size + at, middle, mask=mask)
         tl.store(out_ptr + 2 * tl.cast(size, tl.int64) + at, low, mask=mask)
     elif PARTS == 2:
         value = w.to(tl.int32)
-        high, _ = _high((value & -256).to(tl.float32))
-        low, _ = _high((value & 255).to(tl.float32))
+        high, _ = upper((value & -256).to(tl.float32))
+        low, _ = upper((value & 255).to(tl.float32))
         tl.store(out_ptr + at, high, mask=mask)
         tl.store(out_ptr + size + at, low, mask=mask)
     elif w.dtype == tl.int8:
-        whole, _ = _high(w.to(tl.float32))
+        whole, _ = upper(w.to(tl.float32))
         tl.store(out_ptr + at, whole, mask=mask)
     else:
         tl.store(out_ptr + at, w, mask=mask)
@@ -216,7 +199,7 @@ def _spike_product_dw(
         dy = tl.load(dy_ptr + dy_at, mask=(rows < end)[:, None] & (columns < n)[None, :], other=0.0)
         if dy.dtype == tl.float32:
             s = spread_down(words, table_ptr, tl.bfloat16)
-            high, middle, low = _thirds(dy)
+            high, middle, low = thirds(dy)
             part = dot(s, low, tl.zeros((32 * J, BN), tl.float32), "ieee")
             acc += dot(s, high, dot(s, middle, part, "ieee"), "ieee")
         else:

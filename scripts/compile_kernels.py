@@ -81,7 +81,7 @@ def lif_backward_variants():
         wide = dtype == "fp32"
         signature = dict.fromkeys(("ds_ptr", "x_ptr", "dx_ptr"), f"*{dtype}") | {"slots_ptr": "*i32" if wide else "*i16"}
         signature |= dict.fromkeys(("dv_last_ptr", "v0_ptr", "dv0_ptr", "tau_ptr"), "*fp32") | {"dtau_ptr": "*fp64"}
-        signature |= {"steps": "i32", "n": "i32"}
+        signature |= {"steps": "i32", "n": "i32", "x_step": "i32"}
         signature |= dict.fromkeys(("tau", "v_threshold", "v_reset", "alpha"), "fp32")
         constants = {
             "HAS_DS": True, "HAS_DV": bool(learnt), "HAS_V0": bool(learnt), "TAU_TENSOR": bool(learnt),
@@ -95,7 +95,8 @@ def lif_backward_variants():
 
 def bn_variants():
     """Round and ragged channels, and rows, channels and steps of 1; every surrogate, and every way to reset and to sum."""
-    sizes, exact = ("steps", "rows", "channels", "per_row", "rows_each", "parts", "count"), {"enable_fp_fusion": False}
+    sizes = ("steps", "rows", "channels", "per_row", "x_step", "rows_each", "parts", "count")
+    exact = {"enable_fp_fusion": False}
     shapes = {"round": ((), ("rows", "channels")), "ragged": ((), ()), "ones": (sizes[:4], ())}
 
     def each(name, kernel, pointers, floats, constants, launch):
@@ -121,6 +122,8 @@ def bn_variants():
         yield from each(f"bn_affine {dtype} {norm} {given}", bn_lif._bn_affine, kinds, ("eps",), constants, bn_lif.LAUNCH_SUMS)
     numbers = ("tau", "v_threshold", "v_reset")
     for dtype in DTYPES:
+        pointers = {"dz_ptr": dtype, "x_ptr": dtype, "factors_ptr": "fp32"}
+        yield from each(f"bn_dx {dtype}", bn_lif._bn_dx, pointers, (), {}, bn_lif.LAUNCH_DX)
         yield from each(
             f"bn_stats {dtype}", bn_lif._bn_stats, {"x_ptr": dtype, "sums_ptr": "fp32"}, (), {}, bn_lif.LAUNCH_STATS
         )
@@ -141,7 +144,7 @@ def bn_variants():
             constants = {"HAS_FACTORS": bool(write), "SUMS": bool(sums), "DECAY_INPUT": bool(decay), "SOFT_RESET": bool(soft)}
             constants |= {"DETACH_RESET": bool(detach), "KIND": kind, "EXACT": bool(decay), "STEPS": steps}
             name = f"bn_lif_bwd {dtype} {name} steps={steps} write={write} sums={sums} decay={decay} soft={soft}"
-            yield from each(name, bn_lif._bn_lif_bwd, pointers, (*numbers, "alpha"), constants, bn_lif.launch_backward(steps))
+            yield from each(name, bn_lif._bn_lif_bwd, pointers, (*numbers, "alpha"), constants, bn_lif.LAUNCH_BACKWARD)
 
 
 def pool_variants():
@@ -240,19 +243,20 @@ def attention_variants():
     for width in (1, 32, 48):
         ones, other = (dict.fromkeys(sizes, 1), dict.fromkeys(rows, 1)) if width == 1 else ({}, {})
         aligned = ("channels", "width")
-        for direct in (False, True):
-            pointers = {"q_ptr": "i32", "k_ptr": "i32", "v_ptr": "i32", "y_ptr": "fp16"}
-            name = f"attention bits width={width} direct={direct}"
-            launch = spike_attention.launch_forward(width)
-            yield variant(
-                name, spike_attention._attention, pointers, sizes, ("scale",), {**ones, "DIRECT": direct}, launch, aligned
-            )
+        pointers = {"q_ptr": "i32", "k_ptr": "i32", "v_ptr": "i32"}
+        for dtype in DTYPES:
+            out, launch = {**pointers, "y_ptr": dtype}, spike_attention.launch_forward(width)
+            name, kernel = f"attention {dtype} width={width}", spike_attention._attention
+            yield variant(name, kernel, out, (*sizes, "rows_each"), ("scale",), ones, launch, (*aligned, "rows_each"))
+            yield variant(f"{name} direct", spike_attention._attention_direct, out, sizes, ("scale",), ones, launch, aligned)
+        for dtype in DTYPES[1:]:
+            every = pointers | dict.fromkeys(("dy_ptr", "dq_ptr", "dk_ptr", "dv_ptr"), dtype)
+            name, launch = f"attention_bwd {dtype} width={width}", spike_attention.launch_backward(width)
+            yield variant(name, spike_attention._attention_bwd, every, sizes, ("scale",), ones, launch, aligned)
         for b in ("i32", *DTYPES):
             pointers = {"a_ptr": "i32", "b_ptr": b, "gram_ptr": "fp32"}
             launch, constants = spike_attention.launch_gram(width), {**other, "B_BITS": b == "i32"}
-            yield variant(
-                f"gram {b} width={width}", spike_attention._gram, pointers, rows, (), constants, launch, aligned
-            )
+            yield variant(f"gram {b} width={width}", spike_attention._gram, pointers, rows, (), constants, launch, aligned)
         products = [("i32", "fp16", "ieee"), ("i32", "fp32", "ieee"), ("fp32", "fp32", "ieee"), ("i32", "fp32", "tf32x3")]
         products += [("fp16", "fp32", "tf32x3"), ("bf16", "fp32", "tf32x3")]
         for (a, operand, precision), transposed in itertools.product(products, (False, True)):

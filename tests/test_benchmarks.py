@@ -97,7 +97,7 @@ def test_a_step_of_the_gpu_script_that_is_out_of_time_ends_with_what_it_started(
 
 
 def test_every_case_for_the_gpu_is_in_one_command():
-    cases = load("gpu").CASES
+    cases = [case for group in load("gpu").CASES for case in group]
     commands = [*cases, *((file, "") for file in {file for file, _ in cases})]
     collect = "import json, pytest, sys; commands = json.loads(sys.argv[1]); "
     collect += "sys.exit(max(pytest.main(['--collect-only', '-q', file, '-k', words]) for file, words in commands))"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,10 +37,19 @@ def conv2d_input_gradient(
     windows of one pixel.
     """
     w = w.to(dy.dtype).contiguous(memory_format=torch.channels_last)
-    absent = dy.new_empty(1).expand(shape)
+    dy = dy.contiguous(memory_format=torch.channels_last)
     options = ([0], list(stride), list(padding), [1, 1], False, [0, 0], 1, (True, False, False))
-    dx = torch.ops.aten.convolution_backward(dy.contiguous(memory_format=torch.channels_last), absent, w, *options)[0]
+    dx = torch.ops.aten.convolution_backward(dy, _absent(shape, dy), w, *options)[0]
     return dx.contiguous(memory_format=torch.channels_last)
+
+
+def _absent(shape: tuple[int, int, int, int], dy: Tensor) -> Tensor:
+    """An input of this shape that nobody reads. On a GPU it lies channels last: torch lays dy out as it, and back again."""
+    if dy.device.type == "cpu":
+        return dy.new_empty(1).expand(shape)
+    _, channels, height, width = shape
+    memory = dy if dy.numel() >= math.prod(shape) else dy.new_empty(math.prod(shape))
+    return memory.as_strided(shape, (channels * height * width, 1, channels * width, channels))
 
 
 def winograd_pays(w: Tensor, dy: Tensor, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> bool:

@@ -34,6 +34,7 @@ _library.define(
     f"bn_lif_bwd(Tensor ds, Tensor x, Tensor scale, Tensor shift, Tensor mean, Tensor? factors, bool sums, {_NEURON}, "
     "bool detach_reset, str surrogate, float alpha, str backend) -> (Tensor, Tensor)"
 )
+_library.define("bn_dx(Tensor(a!) dz, Tensor x, Tensor factors, str backend) -> ()")
 
 
 def bn_lif(
@@ -205,7 +206,7 @@ class _BnLif(torch.autograd.Function):
         learns_x, learns_weight, learns_bias = ctx.needs_input_grad[:3]
         dx = dweight = rest = None
         if ctx.batch:
-            _, sums = gradient(None, True)
+            dz, sums = gradient(None, True)
             norm = (scale, inverse, mean, count, pool is not None)
             if ctx.group is None:
                 factors, dweight = torch.ops.spikeclip.bn_factors(sums, *norm, learning[-1])
@@ -214,7 +215,11 @@ class _BnLif(torch.autograd.Function):
                 dist.all_reduce(every, group=ctx.group)
                 factors, _ = bn_factors(every, *norm)
             if learns_x:
-                dx, _ = gradient(factors[:3], False)
+                if dz.numel():
+                    torch.ops.spikeclip.bn_dx(dz, values, factors[:3], learning[-1])
+                    dx = dz
+                else:
+                    dx, _ = gradient(factors[:3], False)
                 rest = factors[3:]
         else:
             straight = torch.stack([scale, *[torch.zeros_like(scale)] * 2]) if learns_x else None
@@ -251,6 +256,16 @@ def _bwd(ds, x, scale, shift, mean, factors, sums, *options):
     return functions.bn_lif_bwd(ds, x, scale, shift, mean, factors, sums, *neuron)
 
 
+def _keeps_dz(x: Tensor, backend: str) -> bool:
+    """Whether the backward pass without factors returns the currents' gradient, which ``bn_dx`` makes x's of."""
+    functions = _backends.functions(backend, x.device.type, x.dtype)
+    return hasattr(functions, "bn_dx") and x.shape[0] <= functions.SEGMENT
+
+
+def _dx(dz, x, factors, backend):
+    _backends.functions(backend, x.device.type, x.dtype).bn_dx(dz, x, factors)
+
+
 def _stats_fake(x, backend):
     return tuple(x.new_empty(x.shape[-1:], dtype=compute_dtype(x)) for _ in range(2))
 
@@ -269,7 +284,7 @@ def _fwd_fake(x, scale, shift, tau, v_threshold, v_reset, decay_input, spike_dty
 
 
 def _bwd_fake(ds, x, scale, shift, mean, factors, sums, *options):
-    dx = x.new_empty(0) if factors is None else torch.empty_like(x)
+    dx = x.new_empty(0) if factors is None and not _keeps_dz(x, options[-1]) else torch.empty_like(x)
     return dx, scale.new_empty((2, x.shape[-1]) if sums else 0)
 
 
@@ -285,5 +300,8 @@ for _name, _call, _fake in (
     for _device in ("CPU", "CUDA"):
         _library.impl(_name, _call, _device)
     torch.library.register_fake(f"spikeclip::{_name}", _fake, lib=_library)
+for _device in ("CPU", "CUDA"):
+    _library.impl("bn_dx", _dx, _device)
+torch.library.register_fake("spikeclip::bn_dx", lambda dz, x, factors, backend: None, lib=_library)
 for _name, _op in (("bn_lif_bwd", _bn_lif_bwd), ("bn_factors", _bn_factors)):
     _library.impl(_name, with_autograd(no_second_derivative("bn_lif", _op), _op), "Autograd")

@@ -208,19 +208,26 @@ def _laid_out_as(tensor: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
+_TAKE_ONE_STEP = ("cpu", "triton")  # whose packed forward pass reads an input that is the same at every step once
+
+
 def _fwd(x, v0, tau, tau_tensor, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, spike_dtype, backend):
     name = _backends.chosen(backend, x.device.type, x.dtype)
     backend = _backends.functions(backend, x.device.type, x.dtype)
     tau = tau if tau_tensor is None else tau_tensor
     if spike_dtype == torch.int32:
-        x = x if name == "cpu" else x.contiguous()  # elsewhere steps lie apart
+        x = x if name in _TAKE_ONE_STEP else x.contiguous()
         return backend.bn_lif_fwd(x, v0, None, None, tau, v_threshold, v_reset, decay_input, spike_dtype)
     return backend.lif_fwd(x, v0, tau, v_threshold, v_reset, decay_input, spike_dtype or x.dtype)
 
 
 def _bwd(ds, dv_last, x, v0, tau, tau_tensor, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, backend):
+    name = _backends.chosen(backend, x.device.type, x.dtype)
     backend = _backends.functions(backend, x.device.type, x.dtype)
-    if ds is not None:
+    if x.stride(0) == 0:
+        x = x if name == "triton" else x.contiguous()
+        ds = None if ds is None else ds.contiguous()
+    elif ds is not None:
         ds = _laid_out_as(ds, x)
     if dv_last is not None:
         dv_last = _laid_out_as(dv_last, x[0])
@@ -240,7 +247,8 @@ def _fwd_fake(x, *args):
 def _bwd_fake(ds, dv_last, x, v0, tau, tau_tensor, *args):
     none = x.new_empty(0, dtype=compute_dtype(x))
     dv0 = none if v0 is None else torch.empty_like(x[0], dtype=compute_dtype(x))
-    return torch.empty_like(x), dv0, none if tau_tensor is None else none.new_empty(())
+    dx = torch.empty_like(x) if x.stride(0) else x.new_empty(x.shape)
+    return dx, dv0, none if tau_tensor is None else none.new_empty(())
 
 
 def _save(ctx, x, v0, tau, tau_tensor, *options) -> None:
@@ -255,7 +263,6 @@ def _gradients(ctx, ds, dv_last) -> tuple:
         return (None,) * 12
     x, v0, tau_tensor = ctx.saved_tensors
     tau, neuron, backend = ctx.options
-    x = x if x.stride(0) else x.contiguous()
     dx, dv0, dtau = _lif_bwd(ds, dv_last, x, v0, tau, tau_tensor, *neuron, backend)
     return dx, (None if v0 is None else dv0), None, (None if tau_tensor is None else dtau), *(None,) * 8
 
