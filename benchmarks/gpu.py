@@ -2,11 +2,11 @@
 
 Installs the sources in place (with ``--wheels``, first the wheels of a folder as they are), runs the tests of ops and layers on
 every backend of the device, times the cases against the peers that are installed, and writes gpu.json and gpu.md into
-``benchmarks/results`` and, with ``--out``, there, with all output in gpu.log. Cases come in order of worth, as commands of which
-a group compiles at once and takes turns to be timed; what has not ended after ``--minutes`` is cut off, and said to be. ``--part
-tests`` ends with the tests and ``--part benchmarks`` begins after them, for two calls. Needs torch, triton, nvcc, setuptools,
-pybind11, ninja, hypothesis, pytest, pytest-benchmark and open_clip_torch, which needs ftfy and wcwidth. Exit code 2 without a
-CUDA device, 1 when the build, a test or a benchmark fails or runs out of time: no speed is measured on a red test.
+``benchmarks/results`` and, with ``--out``, there, with all output in gpu.log. Cases come in order of worth; a group of commands
+compiles at once, and its cases take turns to be timed. What has not ended after ``--minutes`` is cut off, and said to be.
+``--part tests`` ends with the tests and ``--part benchmarks`` begins after them, for two calls. Needs torch, triton, nvcc,
+setuptools, pybind11, ninja, hypothesis, pytest, pytest-benchmark and open_clip_torch, which needs ftfy and wcwidth. Exit code 2
+without a CUDA device, 1 when the build, a test or a benchmark fails or runs out of time: no speed is measured on a red test.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ LAUNCH_BACKWARD = {"ROWS": 4, "CHANNELS": 64, "num_warps": 4}  # 2 neurons a thr
 LAUNCH_DX = {"ROWS": 16, "CHANNELS": 64, "num_warps": 4}
 LAUNCH_SUMS = {"ROWS": 256, "CHANNELS": 8, "num_warps": 8, "maxnreg": 96}  # few channels, so that many programs share the sums
 LAUNCH_FACTORS = {"CHANNELS": 128, "num_warps": 4}
-PROGRAMS = 4096  # about as many as a device's processors share well
+PROGRAMS = 2048  # at most, about as many as a large device holds at once: each has sums to begin and to end
 MOST_TILES = 64  # a program's, so that its float32 sums stay short
 
 

@@ -86,7 +86,7 @@ def lif_backward_variants():
         constants = {
             "HAS_DS": True, "HAS_DV": bool(learnt), "HAS_V0": bool(learnt), "TAU_TENSOR": bool(learnt),
             "DECAY_INPUT": bool(decay), "SOFT_RESET": bool(soft), "DETACH_RESET": bool(detach), "KIND": kind, "WIDE": wide,
-            "EXACT": not learnt, **_step.segments(steps), "BLOCK": lif.LAUNCH["BLOCK"],
+            "EXACT": not learnt, **_step.segments(steps), "BLOCK": lif.launch_backward(steps)["BLOCK"],
         }  # fmt: skip
         name = f"lif_bwd {dtype} {name} tau_tensor={learnt} decay={decay} soft={soft} steps={steps}"
         options = {"num_warps": lif.LAUNCH["num_warps"], "enable_fp_fusion": False}
