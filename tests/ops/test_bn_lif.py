@@ -229,6 +229,19 @@ def test_packed_spikes_of_plain_lif_are_its_spikes(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("steps", [1, 4, 19])
+def test_an_input_that_is_the_same_at_every_step_is_those_steps(backend, steps):
+    x, seed = torch.randn(6, 40, device=DEVICE) * 1.5, torch.randn(steps, 6, 40, device=DEVICE)
+    runs = []
+    for repeat in (lambda x: x.expand(steps, 6, 40), lambda x: x.repeat(steps, 1, 1)):
+        leaf = x.clone().requires_grad_()
+        spikes, v = lif(repeat(leaf), packed=True, backend=backend)
+        ((spikes.unpack(backend=backend) * seed).sum() + v.sum()).backward()
+        runs.append((spikes.words, v.detach(), leaf.grad))
+    assert all(torch.equal(mine, want) for mine, want in zip(*runs, strict=True)) and runs[0][2].abs().max() > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_channels_that_are_not_there_never_fire(backend):
     x, *rest = (t.to(DEVICE) for t in inputs((3, 7, 37)))
     options = {"v_threshold": -0.6, "v_reset": -0.5, "training": True, "backend": backend}

@@ -56,8 +56,15 @@ def test_attention_and_gradients_match_the_oracle(backend, case):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_every_dtype(backend, dtype):
-    check(backend, spikes((2,), 10, 10, 2, 24, dtype=dtype), 2)
+@pytest.mark.parametrize("case", [((2,), 10, 10, 2, 24), ((1,), 40, 35, 1, 24), ((1,), 70, 66, 1, 50)], ids=str)
+def test_every_dtype(backend, dtype, case):
+    check(backend, spikes(*case, dtype=dtype), case[3])
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="triton is not available here")
+def test_a_program_that_owns_all_rows_of_a_head(monkeypatch):
+    monkeypatch.setattr("spikeclip.kernels.spike_attention.PROGRAMS", 1)
+    check("triton", spikes((1,), 140, 66, 2, 20), 2)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="minutes in the interpreter")
