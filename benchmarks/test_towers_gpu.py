@@ -69,7 +69,7 @@ def timed(benchmark, call, **options):
         torch.cuda.reset_peak_memory_stats()
         benchmark.pedantic(synchronised, **options)
     except torch.OutOfMemoryError:
-        pytest.skip("more memory than the device has")
+        pytest.skip("more memory than the device has left")
     return torch.cuda.max_memory_allocated() / 1e6
 
 

@@ -1,6 +1,7 @@
 """One time-step of the neuron in Triton, forward and backward: the only place with this math in Triton.
 
-Numbers equal plain torch: divisions by tau are correctly rounded here, and launches switch fused multiply-add off.
+Forward, numbers equal plain torch: divisions by tau are correctly rounded here, and launches switch fused multiply-add off.
+Surrogates and gradients take the device's approximate instructions, and a multiply-add where one is written.
 """
 
 import ctypes
@@ -63,7 +64,7 @@ def reset(h, v_threshold, v_reset, SOFT_RESET: tl.constexpr):
 
 @triton.jit
 def _exp(x, factor):
-    """e^(factor x) for factor x <= 0 to 2^-21 of it, one instruction behind a product; too small ones are 0."""
+    """e^(factor x) for factor x <= 0, one instruction behind a product that is rounded; too small ones are 0."""
     y = x * (factor * 1.4426950408889634)
     if INTERPRETED:
         return tl.exp2(y)

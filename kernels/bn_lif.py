@@ -1,10 +1,11 @@
 """BatchNorm before LIF in Triton: the `triton` backend of ``ops.bn_lif``.
 
-Tensors arrive as dense ``[T, R, C]`` blocks of memory. Forward, a program owns whole words of spikes for all T steps. Where
-sums by channel are made, a program owns CHANNELS channels of neighbouring rows, which it walks ROWS at a time; sums lie in
-float32 until each program has written its own, ``[programs, 2, C]``; a small kernel adds those up in float64, in an order
-that no run changes. The backward pass recomputes currents and membranes of up to SEGMENT steps from x, in registers; more
-steps go by the currents themselves and ``lif_bwd``.
+Tensors arrive as dense ``[T, R, C]`` blocks of memory, the forward pass's x maybe as one step that stands for all. Forward, a
+program owns whole words of spikes for all T steps. Where sums by channel are made, a program owns CHANNELS channels of
+neighbouring rows, which it walks ROWS at a time; sums lie in float32 until each program has written its own, ``[programs, 2,
+C]``; a small kernel adds those up in float64, in an order that no run changes. The backward pass recomputes currents and
+membranes of up to SEGMENT steps from x, in registers, and keeps the currents' gradient where x has float32's range; more steps
+go by the currents themselves and ``lif_bwd``.
 """
 
 import torch
@@ -39,7 +40,7 @@ LAUNCH_BACKWARD = {"ROWS": 4, "CHANNELS": 64, "num_warps": 4}  # 2 neurons a thr
 LAUNCH_DX = {"ROWS": 16, "CHANNELS": 64, "num_warps": 4}
 LAUNCH_SUMS = {"ROWS": 256, "CHANNELS": 8, "num_warps": 8, "maxnreg": 96}  # few channels, so that many programs share the sums
 LAUNCH_FACTORS = {"CHANNELS": 128, "num_warps": 4}
-PROGRAMS = 2048  # at most, about as many as a large device holds at once: each has sums to begin and to end
+PROGRAMS = 2048  # about as many as a large device holds at once, as each has sums to begin and to end; more where tiles end
 MOST_TILES = 64  # a program's, so that its float32 sums stay short
 
 
@@ -201,7 +202,7 @@ def _bn_lif_fwd(
 def _bn_lif_bwd(
     ds_ptr, x_ptr, scale_ptr, shift_ptr, mean_ptr, factors_ptr, dx_ptr, sums_ptr, rows, channels, rows_each,
     tau, v_threshold, v_reset, alpha,
-    HAS_FACTORS: tl.constexpr, SUMS: tl.constexpr, DECAY_INPUT: tl.constexpr, SOFT_RESET: tl.constexpr,
+    HAS_FACTORS: tl.constexpr, SUMS: tl.constexpr, WRITE: tl.constexpr, DECAY_INPUT: tl.constexpr, SOFT_RESET: tl.constexpr,
     DETACH_RESET: tl.constexpr, KIND: tl.constexpr, EXACT: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -245,7 +246,8 @@ def _bn_lif_bwd(
                 centred = fma(dz, x - mean, centred)
             if HAS_FACTORS:
                 dz = fma(a, dz, fma(b, x, c))
-            tl.store(dx_ptr + at + t * stride, dz.to(dx_ptr.dtype.element_ty), mask=mask)
+            if WRITE:
+                tl.store(dx_ptr + at + t * stride, dz.to(dx_ptr.dtype.element_ty), mask=mask)
     if SUMS:
         _store_sums(sums_ptr, plain, centred, part, channel, inside, channels)
 
@@ -347,6 +349,11 @@ def bn_lif_fwd(x, v0, scale, shift, tau, v_threshold, v_reset, decay_input, spik
     return spikes, v_last
 
 
+def keeps_dz(x) -> bool:
+    """Whether the backward pass of x returns dz where it gets no factors: float16 has not its range."""
+    return x.shape[0] <= SEGMENT and x.dtype != torch.float16
+
+
 def bn_lif_bwd(
     ds, x, scale, shift, mean, factors, sums, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha
 ):
@@ -355,14 +362,15 @@ def bn_lif_bwd(
         neuron = (tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
         return bn_lif_bwd_by(lif_bwd, ds, x, scale, shift, mean, factors, sums, *neuron)
     rows = x.numel() // steps // channels
-    dx = torch.empty_like(x)
+    write = factors is not None or keeps_dz(x)
+    dx = torch.empty_like(x) if write else x.new_empty(0)
     rows_each, parts, programs = _split(rows, channels, LAUNCH_BACKWARD)
     partial = x.new_empty((parts, 2, channels) if sums else 0, dtype=torch.float32)
     _, *numbers = neuron_numbers(tau, v_threshold, v_reset, x)
     with device_of(x):
         _bn_lif_bwd[(programs,)](
             ds, x, scale, shift, mean, x if factors is None else factors, dx, partial, rows, channels, rows_each,
-            *numbers, single(alpha), HAS_FACTORS=factors is not None, SUMS=sums, DECAY_INPUT=decay_input,
+            *numbers, single(alpha), HAS_FACTORS=factors is not None, SUMS=sums, WRITE=write, DECAY_INPUT=decay_input,
             SOFT_RESET=v_reset is None, DETACH_RESET=detach_reset, KIND=SURROGATES[surrogate].index,
             EXACT=has_exact_inverse(tau), STEPS=steps, enable_fp_fusion=False, **LAUNCH_BACKWARD,
         )  # fmt: skip
@@ -370,7 +378,7 @@ def bn_lif_bwd(
 
 
 def bn_dx(dz, x, factors):
-    """Turns dz, which the backward pass of at most SEGMENT steps returns where it gets no factors, into dx."""
+    """Turns dz of :func:`bn_lif_bwd` without factors into what it returns with these."""
     channels = x.shape[-1]
     rows = x.numel() // channels
     rows_each, _, programs = _split(rows, channels, LAUNCH_DX)

@@ -176,7 +176,7 @@ def launch_backward(steps: int) -> dict[str, int]:
 def lif_bwd(ds, dv_last, x, v0, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha):
     learn_tau = isinstance(tau, Tensor)
     none = x.new_empty(0, dtype=torch.float32)
-    dx = torch.empty_like(x) if x.stride(0) else x.new_empty(x.shape)
+    dx = x.new_empty(x.shape) if x.stride(0) == 0 and x.shape[0] > 1 else torch.empty_like(x)
     dv0 = none if v0 is None else torch.empty_like(x[0], dtype=torch.float32)
     steps = x.shape[0]
     n = x.numel() // steps

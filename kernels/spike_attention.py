@@ -1,8 +1,8 @@
 """Softmax-free attention on packed spikes in Triton: the `triton` backend of ``ops.spike_attention``.
 
 A head is a range of bits of a packed row, at any bit. Products of spikes are small integers, so their sums are exact in any
-order. A program owns one head of one sequence, in one kernel each way where a head's matrices fit into registers; a matrix of
-tokens by tokens exists only as a tile there.
+order. Where a head's matrices fit into registers, a program owns rows of one head of one sequence, backward all of them; a
+matrix of tokens by tokens exists only as a tile there.
 """
 
 import torch

@@ -54,9 +54,9 @@ def variant(name, kernel, pointers, integers, floats, constants, launch, aligned
 def with_ones(v: Variant):
     """It, and for float32 the same for one neuron and one step: arguments that equal 1 become constants."""
     yield v
-    if v.signature["x_ptr"] == "*fp32":
-        signature = {key: kind for key, kind in v.signature.items() if key not in ("steps", "n")}
-        ones = {"steps": 1, "n": 1, **_step.segments(1)}
+    if v.signature["x_ptr"] == "*fp32" and v.constants["SEGMENT"] == STEPS[0]:
+        ones = dict.fromkeys(("steps", "n", "x_step") if "x_step" in v.signature else ("steps", "n"), 1) | _step.segments(1)
+        signature = {key: kind for key, kind in v.signature.items() if key not in ones}
         yield v._replace(name=f"{v.name} ones", signature=signature, constants=v.constants | ones)
 
 
@@ -97,7 +97,7 @@ def bn_variants():
     """Round and ragged channels, and rows, channels and steps of 1; every surrogate, and every way to reset and to sum."""
     sizes = ("steps", "rows", "channels", "per_row", "x_step", "rows_each", "parts", "count")
     exact = {"enable_fp_fusion": False}
-    shapes = {"round": ((), ("rows", "channels")), "ragged": ((), ()), "ones": (sizes[:4], ())}
+    shapes = {"round": ((), ("rows", "channels")), "ragged": ((), ()), "ones": (sizes[:5], ())}
 
     def each(name, kernel, pointers, floats, constants, launch):
         for shape, (ones, aligned) in shapes.items():
@@ -141,7 +141,13 @@ def bn_variants():
         for name, kind, steps, write, sums, decay, soft, detach in every:
             pointers = dict.fromkeys(("scale_ptr", "shift_ptr", "mean_ptr", "factors_ptr", "sums_ptr"), "fp32")
             pointers |= dict.fromkeys(("ds_ptr", "x_ptr", "dx_ptr"), dtype)
-            constants = {"HAS_FACTORS": bool(write), "SUMS": bool(sums), "DECAY_INPUT": bool(decay), "SOFT_RESET": bool(soft)}
+            constants = {
+                "HAS_FACTORS": bool(write),
+                "SUMS": bool(sums),
+                "WRITE": bool(write) or dtype != "fp16",
+                "DECAY_INPUT": bool(decay),
+                "SOFT_RESET": bool(soft),
+            }
             constants |= {"DETACH_RESET": bool(detach), "KIND": kind, "EXACT": bool(decay), "STEPS": steps}
             name = f"bn_lif_bwd {dtype} {name} steps={steps} write={write} sums={sums} decay={decay} soft={soft}"
             yield from each(name, bn_lif._bn_lif_bwd, pointers, (*numbers, "alpha"), constants, bn_lif.LAUNCH_BACKWARD)

@@ -12,8 +12,8 @@ from torch import Tensor
 # product (benchmarks/results/cpu.md, "by density").
 BREAK_EVEN = {torch.float32: 0.5, torch.bfloat16: 0.22, torch.int16: 0.95, torch.int8: math.inf}
 _SAMPLED_ROWS, _SAMPLED_WORD_ROWS = 64, 1024
-# Multiplications from which a GPU's library is faster with 16-bit weights, spikes unpacked for it, than the kernel that
-# expands them in registers, for each column of every row.
+# Multiplications, rows by inputs by outputs, from which a GPU's library is faster with 16-bit weights, spikes unpacked for it,
+# than the kernel that expands them in registers (benchmarks/results/gpu-runs.md).
 LARGE_ON_GPU = 2**31
 
 

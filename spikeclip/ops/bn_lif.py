@@ -258,8 +258,8 @@ def _bwd(ds, x, scale, shift, mean, factors, sums, *options):
 
 def _keeps_dz(x: Tensor, backend: str) -> bool:
     """Whether the backward pass without factors returns the currents' gradient, which ``bn_dx`` makes x's of."""
-    functions = _backends.functions(backend, x.device.type, x.dtype)
-    return hasattr(functions, "bn_dx") and x.shape[0] <= functions.SEGMENT
+    keeps = getattr(_backends.functions(backend, x.device.type, x.dtype), "keeps_dz", None)
+    return keeps is not None and keeps(x)
 
 
 def _dx(dz, x, factors, backend):

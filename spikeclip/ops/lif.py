@@ -189,7 +189,12 @@ def _time_major(x: Tensor) -> Tensor:
 
 def _contiguous_steps(x: Tensor) -> Tensor:
     """x as contiguous memory, of one step alone where it is the same at every step."""
-    return x if x.stride(0) == 0 and x[0].is_contiguous() else x.contiguous()
+    return x if _is_one_step(x) and x[0].is_contiguous() else x.contiguous()
+
+
+def _is_one_step(x: Tensor) -> bool:
+    """Whether memory holds one step that stands for several."""
+    return x.stride(0) == 0 and x.shape[0] > 1
 
 
 def _dense(tensor: Tensor) -> bool:
@@ -224,7 +229,7 @@ def _fwd(x, v0, tau, tau_tensor, v_threshold, v_reset, decay_input, detach_reset
 def _bwd(ds, dv_last, x, v0, tau, tau_tensor, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, backend):
     name = _backends.chosen(backend, x.device.type, x.dtype)
     backend = _backends.functions(backend, x.device.type, x.dtype)
-    if x.stride(0) == 0:
+    if _is_one_step(x):
         x = x if name == "triton" else x.contiguous()
         ds = None if ds is None else ds.contiguous()
     elif ds is not None:
@@ -247,7 +252,7 @@ def _fwd_fake(x, *args):
 def _bwd_fake(ds, dv_last, x, v0, tau, tau_tensor, *args):
     none = x.new_empty(0, dtype=compute_dtype(x))
     dv0 = none if v0 is None else torch.empty_like(x[0], dtype=compute_dtype(x))
-    dx = torch.empty_like(x) if x.stride(0) else x.new_empty(x.shape)
+    dx = x.new_empty(x.shape) if _is_one_step(x) else torch.empty_like(x)
     return dx, dv0, none if tau_tensor is None else none.new_empty(())
 
 

@@ -30,9 +30,9 @@ def spike_matmul(
     where a sample of ``s`` is denser than the break-even of ``ops/_density.py``. On a GPU spikes are read at one bit each and
     expanded in registers for a dense product on tensor cores; with Triton float32 weights go there as three bfloat16 that sum
     to them exactly, int16 as two. ``auto`` leaves large products with 16-bit weights to cuBLAS and cuDNN, spikes unpacked for
-    the time of the call. Sums are made in float32 (float64 for float64 ``w``). The backward pass keeps one bit a
-    spike; ``dw`` is made in the same way, ``ds`` is dense. What is NaN or infinite in a row of ``w`` reaches the rows of
-    ``s`` that spike there; a dense product spreads it to all.
+    the time of the call, sums and ``dw`` rounded as these do. Other sums are made in float32 (float64 for float64 ``w``). The
+    backward pass keeps one bit a spike; ``dw`` is made in the same way, ``ds`` is dense. What is NaN or infinite in a row of
+    ``w`` reaches the rows of ``s`` that spike there; a dense product spreads it to all.
 
     Args:
         s: spikes ``[..., K]``, zeros and ones, floating, bool or uint8; or :class:`PackedSpikes`.

@@ -124,8 +124,10 @@ def test_auto_goes_dense_where_spikes_are_dense_and_stays_right():
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("dtype", list(FLOOR), ids=str)
 def test_a_dense_convolution_in_place_of_the_kernel_is_right(backend, dtype, monkeypatch):
-    monkeypatch.setattr(sys.modules[spike_conv2d.__module__], "goes_dense", lambda *given: True)
+    sizes = set()
+    monkeypatch.setattr(sys.modules[spike_conv2d.__module__], "goes_dense", lambda *given: sizes.add(given[-1]) or True)
     check(backend, *tensors(2, 40, 7, 9, 33, (3, 2), dtype), (2, 1), (0, 1))
+    assert sizes == {2 * 3 * 10 * 3 * 2 * 40 * 33}
 
 
 @pytest.mark.parametrize("backend", FUSED)

@@ -220,8 +220,10 @@ def test_auto_goes_dense_where_spikes_are_dense_and_stays_right():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_dense_product_in_place_of_the_kernel_is_right(backend, dtype, packed, monkeypatch):
-    monkeypatch.setattr(sys.modules[spike_matmul.__module__], "goes_dense", lambda *given: True)
+    sizes = set()
+    monkeypatch.setattr(sys.modules[spike_matmul.__module__], "goes_dense", lambda *given: sizes.add(given[-1]) or True)
     check(backend, *tensors(50, 129, 70, dtype=dtype), packed)
+    assert sizes == {50 * 129 * 70}
 
 
 def test_auto_leaves_large_products_with_16_bit_weights_to_a_gpus_library():

@@ -93,6 +93,8 @@ def bn_lif_bwd(
 ) -> tuple[Tensor, Tensor]:
     """With dz, the gradient of the current: (dx, the sums [2, C] of dz and of dz (x - mean)), each empty where not asked for.
 
+    A backend with ``keeps_dz`` and ``bn_dx`` may return dz, rounded as dx, where there are no factors.
+
     ``factors`` [3, C] are a, b and c of dx = a dz + b x + c.
     """
     neuron = (tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
