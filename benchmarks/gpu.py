@@ -1,24 +1,26 @@
 """Everything that needs a GPU, in one call of minutes and without a network: ``python benchmarks/gpu.py``.
 
-Installs the sources in place (with ``--wheels``, first the wheels of a folder as they are), runs the tests of ops and layers on
-every backend of the device, times the cases against the peers that are installed, and writes gpu.json and gpu.md into
-``benchmarks/results`` and, with ``--out``, there, with all output in gpu.log. Cases come in order of worth; a group of commands
-compiles at once, and its cases take turns to be timed. What has not ended after ``--minutes`` is cut off, and said to be.
-``--part tests`` ends with the tests and ``--part benchmarks`` begins after them, for two calls. Needs torch, triton, nvcc,
-setuptools, pybind11, ninja, hypothesis, pytest, pytest-benchmark and open_clip_torch, which needs ftfy and wcwidth. Exit code 2
-without a CUDA device, 1 when the build, a test or a benchmark fails or runs out of time: no speed is measured on a red test.
+Installs the sources in place (with ``--wheels``, first the wheels of a folder as they are), runs the tests of ops and layers
+on every backend of the device, times the cases against the peers that are installed, and writes gpu.json and gpu.md into
+``benchmarks/results`` and, with ``--out``, there, with all output in gpu.log. Cases come in order of worth; a group of
+commands compiles at once, and its cases take turns to be timed. What has not ended after ``--minutes`` is cut off, and said to
+be; what it has timed is kept. ``--part tests`` ends with the tests and ``--part benchmarks`` begins after them, for two calls.
+Needs torch, triton, nvcc, setuptools, pybind11, ninja, hypothesis, pytest, pytest-benchmark and open_clip_torch, which needs
+ftfy and wcwidth. Exit code 2 without a CUDA device, 1 when the build, a test or a benchmark fails or runs out of time: no
+speed is measured on a red test.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -53,6 +55,7 @@ CASES = (  # of groups that run at once: file, pytest's -k; a capture that fails
     (("test_towers.py", ""),),
 )
 MEASURE = "import sys; from run import add; add('gpu', 'CUDA', {}, sys.argv[1:2], sys.argv[2:])"
+GRACE = 10  # seconds that a command has to end when it is told to
 KEPT = ("gpu.json", "gpu.md")
 TESTED = ("ops/test_*.py", "nn/test_*.py", "models/test_inference.py")
 TESTS = ("-m", "pytest", "-q", "--tb=short", "--maxfail=40", "-k", "not in_its_interpreter")
@@ -69,7 +72,7 @@ class Steps:
         self.log.write(text)
         self.log.flush()
 
-    def run(self, what: str, commands: Iterable[tuple[str, ...]], folder: Path = ROOT, **settings: str) -> bool:
+    def run(self, what: str, commands: list[tuple[str, ...]], folder: Path = ROOT, **settings: str) -> bool:
         """Whether all commands, which run at once, end well and in time; what each prints comes when it ends."""
         started, left = time.monotonic(), self.end - time.monotonic()
         if left <= 0:
@@ -77,21 +80,32 @@ class Steps:
             self.failed = True
             return False
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **settings}  # what is cut off has said how far it came
-        options = {"cwd": folder, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        options |= {"text": True, "start_new_session": True}
-        running = [subprocess.Popen([sys.executable, *command], **options) for command in commands]
-        well = True
-        for process in running:
-            try:
-                text = process.communicate(timeout=max(1.0, self.end - time.monotonic()))[0]
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # with what it has started
-                text = process.communicate()[0] + "== cut off: no time left\n"
-            self.say(text)
-            well &= process.returncode == 0
+        options = {"cwd": folder, "env": environment, "stderr": subprocess.STDOUT, "start_new_session": True}
+        with contextlib.ExitStack() as files:
+            outputs = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
+            pairs = zip(commands, outputs, strict=True)
+            running = [subprocess.Popen([sys.executable, *command], stdout=out, **options) for command, out in pairs]
+            late = _running(running, self.end)
+            for process in late:  # with what it has started; a benchmark keeps the cases that it has timed
+                os.killpg(process.pid, signal.SIGINT)
+            for process in _running(late, time.monotonic() + GRACE):
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            for process, out in zip(running, outputs, strict=True):
+                out.seek(0)
+                self.say(out.read() + ("== cut off: no time left\n" if process in late else ""))
+        well = not late and all(process.returncode == 0 for process in running)
         self.say(f"== {what}: {'done' if well else 'FAILED'}, {time.monotonic() - started:.0f} s\n")
         self.failed |= not well
         return well
+
+
+def _running(processes: list[subprocess.Popen], until: float) -> list[subprocess.Popen]:
+    """Those that still run then."""
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=max(0.0, until - time.monotonic()))
+    return [process for process in processes if process.poll() is None]
 
 
 def tested(steps: Steps, wheels: list[str], arch: str) -> bool:

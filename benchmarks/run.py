@@ -20,17 +20,25 @@ from report import compact, table
 HERE = Path(__file__).parent
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26)}
 LAYERS = ["test_lif.py", "test_spikes*.py"]
+INTERRUPTED = 2  # pytest's exit code
 OPTIONS = ["-q", "--tb=short", "--benchmark-warmup=on", "--benchmark-warmup-iterations=10", "--benchmark-min-rounds=20"]
 OPTIONS += ["--benchmark-max-time=1.5", "--benchmark-disable-gc", "--benchmark-columns=median,iqr,rounds"]
 
 
-def measure(allocator: str, settings: dict[str, str], cases: list[str], extra: list[str] | None = None) -> dict:
+def measure(
+    allocator: str, settings: dict[str, str], cases: list[str], extra: list[str] | None = None, cut_off: bool = False
+) -> dict:
+    """Run and compact; with ``cut_off``, what an interrupted run has timed is kept."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "run.json")
         paths = [str(path) for case in cases for path in HERE.glob(case)]
         command = [sys.executable, "-m", "pytest", *paths, *OPTIONS, f"--benchmark-json={file}", *(extra or [])]
-        code = subprocess.run(command, env={**os.environ, **settings}, cwd=HERE.parent).returncode
-        if code:
+        process = subprocess.Popen(command, env={**os.environ, **settings}, cwd=HERE.parent)
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # of pytest too, which ends with what it has
+            code = process.wait()
+        if code and not (cut_off and code == INTERRUPTED):
             sys.exit(f"the benchmarks failed with {allocator} (pytest's exit code {code}): no figure is kept")
         if not file.exists():
             sys.exit(f"no benchmark ran with {allocator}: every case of {', '.join(cases)} was skipped")
@@ -60,7 +68,7 @@ def _alone():
 
 def add(name: str, allocator: str, settings: dict[str, str], cases: list[str], extra: list[str]) -> None:
     """Measure, and keep the rows behind those that results/<name>.json has."""
-    run, file = measure(allocator, settings, cases, extra), HERE / "results" / f"{name}.json"
+    run, file = measure(allocator, settings, cases, extra, cut_off=True), HERE / "results" / f"{name}.json"
     with _alone():
         if file.exists():
             run["rows"] = json.loads(file.read_text())[0]["rows"] + run["rows"]

@@ -96,6 +96,26 @@ def test_a_step_of_the_gpu_script_that_is_out_of_time_ends_with_what_it_started(
     assert "cut off: no time left" in text and "next: left out" in text
 
 
+def test_a_step_of_the_gpu_script_that_is_out_of_time_may_keep_what_it_has(tmp_path):
+    gpu = load("gpu")
+    keeper = "import time\ntry:\n time.sleep(60)\nexcept KeyboardInterrupt:\n print('kept')"
+    with open(tmp_path / "log", "w") as log:
+        assert not gpu.Steps(log, 2 / 60).run("slow", [("-c", keeper)])
+    assert "kept\n== cut off: no time left" in (tmp_path / "log").read_text()
+
+
+def test_what_an_interrupted_benchmark_has_timed_is_kept_where_that_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    run = load("run")
+    case = "import pytest\n@pytest.mark.parametrize('who', ['first', 'second'])\ndef test_case(benchmark, who):\n"
+    case += "    if who == 'second':\n        raise KeyboardInterrupt\n    benchmark.pedantic(int, rounds=1)\n"
+    (tmp_path / "test_case.py").write_text(case)
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    assert [row["who"] for row in run.measure("", {}, ["test_case.py"], cut_off=True)["rows"]] == ["first"]
+    with pytest.raises(SystemExit, match="no figure is kept"):
+        run.measure("", {}, ["test_case.py"])
+
+
 def test_every_case_for_the_gpu_is_in_one_command():
     cases = [case for group in load("gpu").CASES for case in group]
     commands = [*cases, *((file, "") for file in {file for file, _ in cases})]
