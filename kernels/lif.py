@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spikeclip.ops._device import device_of
+from spikeclip.ops.lif import gradient_memory
 from spikeclip.ops.surrogate import SURROGATES
 
 from ._step import (
@@ -176,7 +177,7 @@ def launch_backward(steps: int) -> dict[str, int]:
 def lif_bwd(ds, dv_last, x, v0, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha):
     learn_tau = isinstance(tau, Tensor)
     none = x.new_empty(0, dtype=torch.float32)
-    dx = x.new_empty(x.shape) if x.stride(0) == 0 and x.shape[0] > 1 else torch.empty_like(x)
+    dx = gradient_memory(x)
     dv0 = none if v0 is None else torch.empty_like(x[0], dtype=torch.float32)
     steps = x.shape[0]
     n = x.numel() // steps

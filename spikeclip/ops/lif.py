@@ -197,6 +197,11 @@ def _is_one_step(x: Tensor) -> bool:
     return x.stride(0) == 0 and x.shape[0] > 1
 
 
+def gradient_memory(x: Tensor) -> Tensor:
+    """For the gradient of x: laid out as x, or contiguous where x is one step, whose gradient differs from step to step."""
+    return x.new_empty(x.shape) if _is_one_step(x) else torch.empty_like(x)
+
+
 def _dense(tensor: Tensor) -> bool:
     """Whether the elements fill one stretch of memory without gaps or overlaps, in any order of dimensions."""
     expected = 1
@@ -252,8 +257,7 @@ def _fwd_fake(x, *args):
 def _bwd_fake(ds, dv_last, x, v0, tau, tau_tensor, *args):
     none = x.new_empty(0, dtype=compute_dtype(x))
     dv0 = none if v0 is None else torch.empty_like(x[0], dtype=compute_dtype(x))
-    dx = x.new_empty(x.shape) if _is_one_step(x) else torch.empty_like(x)
-    return dx, dv0, none if tau_tensor is None else none.new_empty(())
+    return gradient_memory(x), dv0, none if tau_tensor is None else none.new_empty(())
 
 
 def _save(ctx, x, v0, tau, tau_tensor, *options) -> None:
