@@ -21,7 +21,12 @@ from towers import TRAINING, check_same_network
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
 GRAPH = ", CUDA graph"
-MODELS = {**TRAINING, "spikeclip, torch.compile": torch.compile}
+CHECKPOINTED = "spikeclip, grad checkpointing"
+MODELS = {
+    **TRAINING,
+    "spikeclip, torch.compile": torch.compile,
+    f"{CHECKPOINTED}, torch.compile": lambda tower: torch.compile(TRAINING[CHECKPOINTED](tower)),
+}
 # Left out: the slowest peer, a second batch of what takes a minute to compile, and most of what may not be captured at all.
 STEPS = [
     (config, batch, dtype, who + how)

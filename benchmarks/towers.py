@@ -63,6 +63,11 @@ def _spiking(neuron: Callable[[float], nn.Module]) -> Callable[[SpikingImageEnco
     return lambda tower: PlainTower(tower, neuron, tower.tokenizer.encode.T).train(tower.training)
 
 
+def _checkpointed(tower: SpikingImageEncoder) -> nn.Module:
+    tower.set_grad_checkpointing()
+    return tower
+
+
 def _compiled(tower: SpikingImageEncoder) -> nn.Module:
     torch.compiler.reset()
     return torch.compile(_spiking(_Loop)(tower))
@@ -121,6 +126,7 @@ def dequantized(ready: ImageInference, tower: SpikingImageEncoder) -> ImageInfer
 
 TRAINING = {
     "spikeclip": lambda tower: tower,
+    "spikeclip, grad checkpointing": _checkpointed,
     "torch.nn + SpikingJelly": _spiking(_SpikingJelly),
     "torch.compile of torch.nn + plain loop": _compiled,
     "torch.nn + snnTorch": _spiking(_SnnTorch),

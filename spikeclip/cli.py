@@ -11,6 +11,7 @@ import tyro
 Out = Annotated[Path, tyro.conf.arg(help="folder to write into")]
 Precision = Literal["no", "bf16", "fp16"]
 Weights = Literal["fp32", "int16", "int8"]
+Checkpointing = Annotated[bool, tyro.conf.arg(help="make currents again in the backward pass: less memory, a little more time")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], tyro.conf.arg(help="where to run; auto: cuda if there is one")]
 _TEACHER = "open_clip architecture, a folder with open_clip_config.json, or the packaged spikeclip-demo-teacher"
 
@@ -65,6 +66,7 @@ def align_image(
     lr_min: float = 1e-4,
     validate_every: int = 500,
     mixed_precision: Precision = "no",
+    grad_checkpointing: Checkpointing = False,
     seed: int = 0,
     device: Device = "auto",
 ) -> None:
@@ -75,6 +77,7 @@ def align_image(
 
     settings = Settings(steps, batch_size, lr, lr_min, True, 0.0, validate_every, seed, mixed_precision)
     student, guide = _student(model, seed, device), load_teacher(teacher, pretrained).to(_device(device))
+    student.set_grad_checkpointing(grad_checkpointing)
     train, validate = _splits(student, data, root, seed)
     history = stage(
         student,
@@ -104,6 +107,7 @@ def finetune(
     lr_min: float = 1e-5,
     validate_every: int = 50,
     mixed_precision: Precision = "no",
+    grad_checkpointing: Checkpointing = False,
     seed: int = 0,
     device: Device = "auto",
 ) -> None:
@@ -119,6 +123,7 @@ def finetune(
     check_weights(kl_weight, temperature)
     settings = Settings(steps, batch_size, lr, lr_min, True, 0.0, validate_every, seed, mixed_precision)
     student, guide = _student(model, seed, device), load_teacher(teacher, pretrained).to(_device(device))
+    student.set_grad_checkpointing(grad_checkpointing)
     train, validate = _splits(student, data, root, seed)
     if kl_weight == 0:
         guide = None

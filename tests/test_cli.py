@@ -55,7 +55,9 @@ def test_all_stages_by_verbs(said, tmp_path, folder):
     data = ("--data", "folder", "--root", folder)
     code, out, err = said("align-text", "--out", tmp_path / "a", *few)
     assert code == 0 and "3 steps" in out and SpikeCLIP.from_pretrained(tmp_path / "a"), err
-    code, out, err = said("align-image", "--model", tmp_path / "a", "--out", tmp_path / "b", *data, *few)
+    code, out, err = said(
+        "align-image", "--model", tmp_path / "a", "--out", tmp_path / "b", "--grad-checkpointing", *data, *few
+    )
     assert code == 0 and "best validation top-1" in out, err
     code, out, err = said("finetune", "--model", tmp_path / "b", "--out", tmp_path / "c", "--adapt-steps", 2, *data, *few)
     assert code == 0 and "saved in" in out, err

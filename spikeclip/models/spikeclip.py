@@ -75,6 +75,15 @@ class SpikeCLIP(
             return {"image_features": image_features, "text_features": text_features, "logit_scale": scale}
         return image_features, text_features, scale
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """The image tower's :meth:`SpikingImageEncoder.set_grad_checkpointing`; the text tower keeps little.
+
+        Raises ValueError for a model made for inference.
+        """
+        if self.config.weights is not None:
+            raise ValueError("grad checkpointing is for a model that learns; this one was made for inference")
+        self.visual.set_grad_checkpointing(enable)
+
     def for_inference(self, weights: str = "fp32") -> "SpikeCLIP":
         """A model of its own for asking alone, with :meth:`SpikingImageEncoder.for_inference` for its image tower.
 

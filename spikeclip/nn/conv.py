@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..ops import PackedSpikes, spike_conv2d
+from ..ops import PackedSpikes, SpikeProduct, spike_conv2d
 from ..ops._backends import check_name
 from .prepared import SpikeLayer
 
@@ -95,6 +95,12 @@ class SpikeConv2d(_SpikeConv, nn.Conv2d):
         s, batched = self._batched(input, 4)
         y = self._on_images(s)
         return y if batched else y.squeeze(0)
+
+    def product(self, input: PackedSpikes) -> SpikeProduct:
+        """What :meth:`forward` makes its answer to ``[B, H, W, C]`` of, for a :class:`BNLIF` that is to keep less."""
+        stride, padding = self._window()
+        weight = self._weight_for_op(self.weight)
+        return SpikeProduct(input, weight, self.bias, stride=stride, padding=padding, backend=self.backend)
 
 
 class SpikeConv1d(_SpikeConv, nn.Conv1d):

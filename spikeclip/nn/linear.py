@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..ops import PackedSpikes, spike_matmul
+from ..ops import PackedSpikes, SpikeProduct, spike_matmul
 from ..ops._backends import check_name
 from .norm import BNLIF
 from .prepared import SpikeLayer
@@ -49,13 +49,20 @@ class SpikeLinear(SpikeLayer, nn.Linear):
         weight = self.weight
         return self._as_weight(spike_matmul(input, self._weight_for_op(weight), self.bias, backend=self.backend), weight)
 
+    def product(self, input: PackedSpikes) -> SpikeProduct:
+        """What :meth:`forward` makes its answer of, for a :class:`BNLIF` that is to keep less."""
+        return SpikeProduct(input, self._weight_for_op(self.weight), self.bias, backend=self.backend)
+
 
 class LinearNorm(nn.Module):
     """:class:`SpikeLinear`, then BatchNorm over all leading dimensions: spikes ``[T, ..., C]`` to currents ``[T, ..., D]``.
 
-    With ``neuron``, the arguments of a :class:`LIF`, the norm is a :class:`BNLIF` and packed spikes come out. Raises as
-    :class:`SpikeLinear` does, and ValueError without a leading dimension.
+    With ``neuron``, the arguments of a :class:`LIF`, the norm is a :class:`BNLIF` and packed spikes come out. Where
+    ``grad_checkpointing`` is then set to True and packed spikes come in, the currents between the two are made again in the
+    backward pass and not kept. Raises as :class:`SpikeLinear` does, and ValueError without a leading dimension.
     """
+
+    grad_checkpointing = False
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, *, neuron: dict | None = None, backend: str = "auto"
@@ -72,4 +79,8 @@ class LinearNorm(nn.Module):
         y = self.linear(spikes)
         if y.dim() < 2:
             raise ValueError(f"spikes must have shape [T, ..., C] with leading dimensions; got {list(spikes.shape)}")
-        return self.norm(y) if self.fires else self.norm(y.flatten(0, -2)).view_as(y)
+        if not self.fires:
+            return self.norm(y.flatten(0, -2)).view_as(y)
+        if self.grad_checkpointing and isinstance(spikes, PackedSpikes):
+            return self.norm(y, self.linear.product(spikes))
+        return self.norm(y)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..ops import PackedSpikes, bn_lif
+from ..ops import PackedSpikes, SpikeProduct, bn_lif
 from ..ops.lif import check_neuron
 from .neurons import checked_tau, named_surrogate
 
@@ -60,8 +60,11 @@ class BNLIF(_NormBase):
         self.detach_reset, self.channel_dim, self.pool = detach_reset, channel_dim, pool
         self.packed, self.process_group, self.backend = packed, process_group, backend
 
-    def forward(self, x: Tensor) -> Tensor | PackedSpikes:
-        """Raises ValueError for another number of channels, and as :func:`spikeclip.ops.bn_lif` does."""
+    def forward(self, x: Tensor, product: SpikeProduct | None = None) -> Tensor | PackedSpikes:
+        """With the ``product`` that made ``x``, the backward pass makes it again and ``x`` is not kept.
+
+        Raises ValueError for another number of channels, and as :func:`spikeclip.ops.bn_lif` does.
+        """
         if x.dim() < 2 or not -x.dim() <= self.channel_dim < x.dim() or x.shape[self.channel_dim] != self.num_features:
             raise ValueError(
                 f"x must have {self.num_features} channels in dimension {self.channel_dim} and time first; got {list(x.shape)}"
@@ -81,6 +84,7 @@ class BNLIF(_NormBase):
             eps=self.eps,
             process_group=self.process_group,
             pool=self.pool,
+            product=product,
             tau=self.tau,
             v_threshold=self.v_threshold,
             v_reset=self.v_reset,

@@ -8,11 +8,13 @@ from .spike_attention import spike_attention
 from .spike_conv2d import spike_conv2d
 from .spike_lif import spike_attention_lif, spike_conv2d_lif, spike_matmul_lif
 from .spike_matmul import spike_matmul
+from .spike_product import SpikeProduct
 from .weights import SpikeWeights, prepare_weights
 
 __all__ = [
     "PackedSpikes",
     "Sequence",
+    "SpikeProduct",
     "SpikeWeights",
     "bn_lif",
     "lif",

@@ -16,6 +16,7 @@ from .max_pool import check_pool
 from .packed import PackedSpikes, new_edge, word_count
 from .reference.bn_lif import affine, bn_factors, unbiased
 from .reference.max_pool import pooled_size
+from .spike_product import SpikeProduct, again
 from .surrogate import SURROGATES
 
 _NEURON = "float tau, float v_threshold, float? v_reset, bool decay_input"
@@ -49,6 +50,7 @@ def bn_lif(
     eps: float = 1e-5,
     process_group: dist.ProcessGroup | None = None,
     pool: tuple[int, int, int] | None = None,
+    product: SpikeProduct | None = None,
     tau: float = 2.0,
     v_threshold: float = 1.0,
     v_reset: float | None = 0.0,
@@ -78,6 +80,7 @@ def bn_lif(
             does; every process needs a batch that is not empty.
         pool: (size, stride, padding) of a max-pool between norm and neurons, ``F.max_pool2d`` of ``x`` ``[T, B, H, W, C]``;
             normalised currents do not exist for it either.
+        product: what ``x`` was made of; the backward pass makes it, and what ``pool`` made of it, again: neither is kept.
         tau: membrane time constant in steps, a number > 1.
         v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, packed, backend: as for :func:`spikeclip.ops.lif`.
 
@@ -88,7 +91,7 @@ def bn_lif(
         TypeError: an argument of the wrong type. ValueError: a shape, dtype, device or number outside the above, or one value a
         channel in training. RuntimeError: the named backend is not available, or a second derivative is asked for.
     """
-    _check(x, running_mean, running_var, weight, bias, momentum, eps, pool, tau)
+    _check(x, running_mean, running_var, weight, bias, momentum, eps, pool, product, tau)
     check_neuron(v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, backend)
     alpha = SURROGATES[surrogate].alpha if alpha is None else float(alpha)
     batch = training or running_mean is None
@@ -102,8 +105,9 @@ def bn_lif(
     given = (None, None) if batch else (running_mean, running_var)
     process_group = process_group if training else None  # as SyncBatchNorm, which asks no other process in evaluation
     dtype = torch.int32 if packed else spikes_dtype(x)
+    made = (None,) * 6 if product is None else (product.options, *product.tensors)
     spikes, edge, mean, var = _BnLif.apply(
-        x.contiguous(), weight, bias, *given, float(eps), process_group, pool, neuron, learning, dtype
+        x.contiguous(), weight, bias, *given, float(eps), process_group, pool, neuron, learning, dtype, *made
     )
     if training and running_mean is not None:
         with torch.no_grad():
@@ -112,7 +116,7 @@ def bn_lif(
     return PackedSpikes.trusted(spikes, x.shape[-1], edge) if packed else spikes
 
 
-def _check(x, running_mean, running_var, weight, bias, momentum, eps, pool, tau) -> None:
+def _check(x, running_mean, running_var, weight, bias, momentum, eps, pool, product, tau) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor; got {type(x).__name__}")
     if x.dtype not in FLOATS:
@@ -143,6 +147,10 @@ def _check(x, running_mean, running_var, weight, bias, momentum, eps, pool, tau)
     check_tau(tau)
     if pool is not None:
         check_pool(pool, x.shape)
+    if product is not None and not isinstance(product, SpikeProduct):
+        raise TypeError(f"product must be a SpikeProduct or None; got {type(product).__name__}")
+    if product is not None and (product.shape[-1] != x.shape[-1] or product.shape.numel() != x.numel()):
+        raise ValueError(f"product must be what x of shape {list(x.shape)} was made of; got one of shape {list(product.shape)}")
 
 
 def _together(mean: Tensor, var: Tensor, count: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,7 +169,7 @@ class _BnLif(torch.autograd.Function):
     """Returns (spikes, the edge of packed ones, mean and unbiased variance of the batch, None in evaluation)."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, mean, var, eps, group, pool, neuron, learning, dtype):
+    def forward(ctx, x, weight, bias, mean, var, eps, group, pool, neuron, learning, dtype, recipe, *made_of):
         backend = learning[-1]
         compute = compute_dtype(x)
         count = x.numel() // x.shape[-1]
@@ -180,8 +188,10 @@ class _BnLif(torch.autograd.Function):
             inverse, scale, shift = affine(mean, var, weight, bias, eps)
         values, index = (x, None) if pool is None else torch.ops.spikeclip.max_pool(x, scale, pool, backend)
         spikes = torch.ops.spikeclip.bn_lif_fwd(values, scale, shift, *neuron, dtype, backend)
-        ctx.save_for_backward(x, values if pool else None, index, mean, inverse, scale, shift)
+        kept = (x, values if pool else None, index) if recipe is None else (None,) * 3
+        ctx.save_for_backward(*kept, mean, inverse, scale, shift, *made_of)
         ctx.options = (count, pool, neuron, learning)
+        ctx.product = (x.shape, x.dtype, recipe)
         ctx.dtypes = [None if t is None else t.dtype for t in (weight, bias)]
         packed = dtype == torch.int32
         edge = new_edge(x, values.shape, spikes_dtype(x)) if packed else x.new_empty(0)
@@ -192,13 +202,18 @@ class _BnLif(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, ds, edge, *_):
-        x, values, index, mean, inverse, scale, shift = ctx.saved_tensors
+        x, values, index, mean, inverse, scale, shift, *made_of = ctx.saved_tensors
         count, pool, neuron, learning = ctx.options
         ds = edge if ds is None or not ds.is_floating_point() else ds
         if ds is None:
-            return (None,) * 11
+            return (None,) * 17
         ds = ds.contiguous()
-        values = x if values is None else values
+        shape, dtype, recipe = ctx.product
+        if recipe is not None:
+            x = again(made_of, recipe).reshape(shape).to(dtype).contiguous()
+            if pool is not None:
+                values, index = torch.ops.spikeclip.max_pool(x, scale, pool, learning[-1])
+        values = x if pool is None else values
 
         def gradient(factors, sums):
             return torch.ops.spikeclip.bn_lif_bwd(ds, values, scale, shift, mean, factors, sums, *neuron, *learning)
@@ -230,7 +245,7 @@ class _BnLif(torch.autograd.Function):
         if learns_weight:
             dweight = (sums[1] * inverse if dweight is None else dweight).to(weight_dtype)
         dbias = sums[0].to(bias_dtype) if learns_bias else None
-        return dx if learns_x else None, dweight if learns_weight else None, dbias, *(None,) * 8
+        return dx if learns_x else None, dweight if learns_weight else None, dbias, *(None,) * 14
 
 
 def _stats(x, backend):

@@ -18,10 +18,12 @@ from .spike_matmul import check_beside, check_bias, float_dtype, goes_dense, in_
 from .weights import SpikeWeights, tiles_are_for
 
 _library = torch.library.Library("spikeclip", "FRAGMENT")
-_library.define(
-    "spike_conv2d(Tensor s, SymInt channels, Tensor w, Tensor? scale, Tensor? tiles, Tensor? bias, SymInt[] stride, "
-    "SymInt[] padding, bool keep, ScalarType? dtype, str backend) -> (Tensor, Tensor)"
-)
+_NAMES = ("spike_conv2d", "spike_conv2d_again")  # as spike_matmul's
+for _name in _NAMES:
+    _library.define(
+        f"{_name}(Tensor s, SymInt channels, Tensor w, Tensor? scale, Tensor? tiles, Tensor? bias, SymInt[] stride, "
+        "SymInt[] padding, bool keep, ScalarType? dtype, str backend) -> (Tensor, Tensor)"
+    )
 _library.define(
     "spike_conv2d_dw(Tensor words, SymInt channels, Tensor dy, "
     "SymInt[] kernel, SymInt[] stride, SymInt[] padding, str backend) -> Tensor"
@@ -201,12 +203,12 @@ class _ToEdge(torch.autograd.Function):
         return dy, ds.permute(0, 2, 3, 1).to(dtype), None, None, None, None
 
 
-def _autocast(device_type: str):
+def _autocast(device_type: str, op):
     def call(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend):
         if dtype is None and w.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device_type)
         with below_autocast(device_type):
-            return _spike_conv2d(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend)
+            return op(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend)
 
     return call
 
@@ -214,14 +216,21 @@ def _autocast(device_type: str):
 _spike_conv2d = torch.ops.spikeclip.spike_conv2d.default
 _spike_conv2d_dw = torch.ops.spikeclip.spike_conv2d_dw.default
 _spike_conv2d_ds = torch.ops.spikeclip.spike_conv2d_ds.default
+_spike_conv2d_again = torch.ops.spikeclip.spike_conv2d_again.default
 for _device in ("CPU", "CUDA"):
-    _library.impl("spike_conv2d", _fwd, _device)
+    for _name, _op in zip(_NAMES, (_spike_conv2d, _spike_conv2d_again), strict=True):
+        _library.impl(_name, _fwd, _device)
+        _library.impl(_name, _autocast(_device.lower(), _op), f"Autocast{_device}")
     _library.impl("spike_conv2d_dw", _dw, _device)
     _library.impl("spike_conv2d_ds", _ds, _device)
-    _library.impl("spike_conv2d", _autocast(_device.lower()), f"Autocast{_device}")
 _library.impl("spike_conv2d", with_autograd(_SpikeConv2d, _spike_conv2d), "Autograd")
-for _name, _op in (("spike_conv2d_dw", _spike_conv2d_dw), ("spike_conv2d_ds", _spike_conv2d_ds)):
+for _name, _op in (
+    ("spike_conv2d_dw", _spike_conv2d_dw),
+    ("spike_conv2d_ds", _spike_conv2d_ds),
+    ("spike_conv2d_again", _spike_conv2d_again),
+):
     _library.impl(_name, with_autograd(no_second_derivative("spike_conv2d", _op), _op), "Autograd")
-torch.library.register_fake("spikeclip::spike_conv2d", _fwd_fake, lib=_library)
+for _name in _NAMES:
+    torch.library.register_fake(f"spikeclip::{_name}", _fwd_fake, lib=_library)
 torch.library.register_fake("spikeclip::spike_conv2d_dw", _dw_fake, lib=_library)
 torch.library.register_fake("spikeclip::spike_conv2d_ds", _ds_fake, lib=_library)

@@ -14,10 +14,13 @@ from .packed import PackedSpikes, check_spikes, pack, word_count
 from .weights import SpikeWeights, tiles_are_for
 
 _library = torch.library.Library("spikeclip", "FRAGMENT")
-_library.define(
-    "spike_matmul(Tensor s, SymInt length, Tensor w, Tensor? scale, Tensor? tiles, Tensor? bias, bool keep, "
-    "ScalarType? dtype, str backend) -> (Tensor, Tensor)"
-)
+# A backward pass makes a product again under another name: a compiler would merge the two, and keep what was to be freed.
+_NAMES = ("spike_matmul", "spike_matmul_again")
+for _name in _NAMES:
+    _library.define(
+        f"{_name}(Tensor s, SymInt length, Tensor w, Tensor? scale, Tensor? tiles, Tensor? bias, bool keep, "
+        "ScalarType? dtype, str backend) -> (Tensor, Tensor)"
+    )
 _library.define("spike_matmul_dw(Tensor words, SymInt length, Tensor dy, str backend) -> Tensor")
 
 
@@ -209,27 +212,29 @@ class _ToEdge(torch.autograd.Function):
         return dy, dense_product(dy, w.to(dy.dtype).t()).to(ctx.dtype), None
 
 
-def _autocast(device_type: str):
+def _autocast(device_type: str, op):
     """The op's autocast kernel: the product comes out in the autocast dtype, and on a GPU the weights go in it too."""
 
     def call(s, length, w, scale, tiles, bias, keep, dtype, backend):
         if dtype is None and w.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device_type)
         with below_autocast(device_type):
-            return _spike_matmul(s, length, w, scale, tiles, bias, keep, dtype, backend)
+            return op(s, length, w, scale, tiles, bias, keep, dtype, backend)
 
     return call
 
 
 _spike_matmul = torch.ops.spikeclip.spike_matmul.default
 _spike_matmul_dw = torch.ops.spikeclip.spike_matmul_dw.default
+_spike_matmul_again = torch.ops.spikeclip.spike_matmul_again.default
 for _device in ("CPU", "CUDA"):
-    _library.impl("spike_matmul", _fwd, _device)
+    for _name, _op in zip(_NAMES, (_spike_matmul, _spike_matmul_again), strict=True):
+        _library.impl(_name, _fwd, _device)
+        _library.impl(_name, _autocast(_device.lower(), _op), f"Autocast{_device}")
     _library.impl("spike_matmul_dw", _dw, _device)
-    _library.impl("spike_matmul", _autocast(_device.lower()), f"Autocast{_device}")
 _library.impl("spike_matmul", with_autograd(_SpikeMatmul, _spike_matmul), "Autograd")
-_library.impl(
-    "spike_matmul_dw", with_autograd(no_second_derivative("spike_matmul", _spike_matmul_dw), _spike_matmul_dw), "Autograd"
-)
-torch.library.register_fake("spikeclip::spike_matmul", _fwd_fake, lib=_library)
+for _name, _op in (("spike_matmul_dw", _spike_matmul_dw), ("spike_matmul_again", _spike_matmul_again)):
+    _library.impl(_name, with_autograd(no_second_derivative("spike_matmul", _op), _op), "Autograd")
+for _name in _NAMES:
+    torch.library.register_fake(f"spikeclip::{_name}", _fwd_fake, lib=_library)
 torch.library.register_fake("spikeclip::spike_matmul_dw", _dw_fake, lib=_library)

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -139,6 +141,29 @@ def test_every_layer_fires_and_every_parameter_learns():
         model(render(64, seed=0).images).square().sum().backward()
     assert watch.silent() == [] and len(watch.rates()) == sum(isinstance(m, (LIF, BNLIF)) for m in model.modules())
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_grad_checkpointing_keeps_less_and_changes_nothing_else():
+    model = SpikeCLIP.from_config("spikeclip-4-384")
+    tower, images, state = model.visual.train(), render(4, seed=0).images, copy.deepcopy(model.visual.state_dict())
+    results, kept = [], []
+    for enable in (True, False):
+        tower.load_state_dict(state)
+        tower.zero_grad()
+        model.set_grad_checkpointing(enable)
+        sizes = {}
+        keep = lambda t, sizes=sizes: (sizes.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}), t)[1]  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            features = tower(images)
+        features.square().sum().backward()
+        results.append([features.detach(), *(p.grad.clone() for p in tower.parameters()), *tower.buffers()])
+        results[-1] = [tensor.clone() for tensor in results[-1]]
+        weights = {p.untyped_storage().data_ptr() for p in tower.parameters()}
+        kept.append(sum(size for memory, size in sizes.items() if memory not in weights))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*results, strict=True))
+    assert 2.5 * kept[0] < kept[1]
+    with pytest.raises(ValueError, match="grad checkpointing is for a model that learns"):
+        model.for_inference().set_grad_checkpointing()
 
 
 def test_first_layers_run_once_as_if_they_ran_at_every_step():
