@@ -50,7 +50,9 @@ def folder(tmp_path_factory):
     return root
 
 
-def test_all_stages_by_verbs(said, tmp_path, folder):
+def test_all_stages_by_verbs(said, tmp_path, folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(SpikeCLIP, "set_grad_checkpointing", lambda model, enable: asked.append(enable))
     few = ("--steps", 3, "--batch-size", 32)
     data = ("--data", "folder", "--root", folder)
     code, out, err = said("align-text", "--out", tmp_path / "a", *few)
@@ -61,7 +63,7 @@ def test_all_stages_by_verbs(said, tmp_path, folder):
     assert code == 0 and "best validation top-1" in out, err
     code, out, err = said("finetune", "--model", tmp_path / "b", "--out", tmp_path / "c", "--adapt-steps", 2, *data, *few)
     assert code == 0 and "saved in" in out, err
-    assert (tmp_path / "c" / "finetune.jsonl").is_file()
+    assert (tmp_path / "c" / "finetune.jsonl").is_file() and asked == [True, False]
     code, out, err = said("eval", "--model", tmp_path / "c", "--data", "compositions-unseen", "--split", "val")
     assert code == 0 and "top-1" in out and "top-5" in out and "of 1000 images, 80 labels" in out, err
 

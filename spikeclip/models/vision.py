@@ -22,6 +22,8 @@ class SpikingTokenizer(nn.Module):
     batch statistics are those of T copies (the running variance differs by its 1/n correction alone).
     """
 
+    grad_checkpointing = False
+
     def __init__(self, config: VisionConfig, T: int, lif: LIFConfig):
         super().__init__()
         sizes = (3, *config.channels)
@@ -35,16 +37,16 @@ class SpikingTokenizer(nn.Module):
         self.first_pool, self.last_pool = (nn.MaxPool2d(*w) if w else nn.Identity() for w in (windows[0], windows[-1]))
         self.encode = DirectEncoding(T)
         self.first_lif = LIF(**lif.neuron(), packed=True)
-        self.grad_checkpointing = False
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
         x = self.encode(self.first_pool(self.norms[0](self.convs[0](images))))
         spikes = self.first_lif(x.movedim(2, -1))
+        again = self.grad_checkpointing and torch.is_grad_enabled()
         for conv, norm in zip(self.convs[1:-1], self.norms[1:-1], strict=True):
             flat = spikes.flatten(0, 1)
-            product = (conv.product(flat),) if self.grad_checkpointing else ()
-            spikes = norm(conv(flat).unflatten(0, x.shape[:2]), *product)
+            y, *product = conv(flat, with_product=True) if again else (conv(flat),)
+            spikes = norm(y.unflatten(0, x.shape[:2]), *product)
         y = self.last_pool(self.norms[-1](self.convs[-1](spikes.flatten(0, 1))))
         return y.unflatten(0, x.shape[:2]).flatten(3).transpose(2, 3)
 
@@ -94,8 +96,9 @@ class SpikingImageEncoder(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether training makes the currents of spiking layers again in its backward pass in place of keeping them.
 
-        The products that make them are made twice, and about a third of the bytes is kept. Gradients stay bit for bit what
-        they are, and running statistics are updated once. What a hook changes of a product is not made again.
+        The products that make them are made twice, and a third (``spikeclip-4-384``) to a half (``spikeclip-demo``) of the
+        bytes is kept. Gradients stay what they are, and running statistics are updated once. Forward hooks of these products
+        then see a pair, (product, :class:`~spikeclip.ops.SpikeProduct`), and what they change of it is not made again.
         """
         for module in self.modules():
             if isinstance(module, (LinearNorm, SpikingTokenizer)):

@@ -15,13 +15,15 @@ class _SpikeConv(SpikeLayer):
 
     _form: str
 
-    def _on_images(self, s: Tensor | PackedSpikes) -> Tensor:
-        """The op on ``[B, C, H, W]``; what comes out is laid out in memory as torch's layer would."""
+    def _on_images(self, s: Tensor | PackedSpikes, with_product: bool = False) -> tuple[Tensor, SpikeProduct | None]:
+        """The op on ``[B, C, H, W]`` and what it was made of; what comes out is laid out in memory as torch's layer would."""
         stride, padding = self._window()
         weight = self.weight
-        prepared = self._weight_for_op(weight)
-        y = self._as_weight(spike_conv2d(s, prepared, self.bias, stride=stride, padding=padding, backend=self.backend), weight)
-        return y if isinstance(s, PackedSpikes) or _channels_last(s) or _channels_last(weight) else y.contiguous()
+        given = (s, self._weight_for_op(weight), self.bias)
+        options = {"stride": stride, "padding": padding, "backend": self.backend}
+        y = self._as_weight(spike_conv2d(*given, **options), weight)
+        y = y if isinstance(s, PackedSpikes) or _channels_last(s) or _channels_last(weight) else y.contiguous()
+        return y, SpikeProduct(*given, **options) if with_product else None
 
     def _window(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """(stride, padding), each over height and width."""
@@ -86,21 +88,17 @@ class SpikeConv2d(_SpikeConv, nn.Conv2d):
     def _op_weight(self, weight: Tensor) -> Tensor:
         return weight
 
-    def forward(self, input: Tensor | PackedSpikes) -> Tensor:
+    def forward(self, input: Tensor | PackedSpikes, with_product: bool = False) -> Tensor | tuple[Tensor, SpikeProduct]:
         """Dense spikes, or :class:`~spikeclip.ops.PackedSpikes` of shape ``[B, H, W, C]`` or ``[H, W, C]``.
 
-        Returns ``[B, O, OH, OW]`` (``[O, OH, OW]`` for one image). Raises ValueError for another shape, dtype or device, or
+        Returns ``[B, O, OH, OW]`` (``[O, OH, OW]`` for one image), and ``with_product``, for packed spikes, what that was made
+        of, for a :class:`BNLIF` that is to keep less. Raises ValueError for another shape, dtype or device, or
         (see :func:`spikeclip.ops.spike_matmul`) a value that is neither 0 nor 1; TypeError for another type.
         """
         s, batched = self._batched(input, 4)
-        y = self._on_images(s)
-        return y if batched else y.squeeze(0)
-
-    def product(self, input: PackedSpikes) -> SpikeProduct:
-        """What :meth:`forward` makes its answer to ``[B, H, W, C]`` of, for a :class:`BNLIF` that is to keep less."""
-        stride, padding = self._window()
-        weight = self._weight_for_op(self.weight)
-        return SpikeProduct(input, weight, self.bias, stride=stride, padding=padding, backend=self.backend)
+        y, product = self._on_images(s, with_product)
+        y = y if batched else y.squeeze(0)
+        return (y, product) if with_product else y
 
 
 class SpikeConv1d(_SpikeConv, nn.Conv1d):
@@ -143,7 +141,7 @@ class SpikeConv1d(_SpikeConv, nn.Conv1d):
         Returns ``[B, O, OL]`` (``[O, OL]`` for one row). Raises as :meth:`SpikeConv2d.forward`.
         """
         s, batched = self._batched(input, 3)
-        y = self._on_images(_unsqueezed(s, 2, 1)).squeeze(2)
+        y = self._on_images(_unsqueezed(s, 2, 1))[0].squeeze(2)
         return y if batched else y.squeeze(0)
 
 

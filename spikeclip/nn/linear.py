@@ -40,18 +40,18 @@ class SpikeLinear(SpikeLayer, nn.Linear):
     def _op_weight(self, weight: Tensor) -> Tensor:
         return weight.t()
 
-    def forward(self, input: Tensor | PackedSpikes) -> Tensor:
+    def forward(self, input: Tensor | PackedSpikes, with_product: bool = False) -> Tensor | tuple[Tensor, SpikeProduct]:
         """Dense spikes or :class:`~spikeclip.ops.PackedSpikes`, ``[..., in_features]``.
+
+        ``with_product``, for packed spikes, also gives what the answer was made of, for a :class:`BNLIF` that is to keep less.
 
         Raises ValueError for another last dimension, dtype or device, or (see :func:`spikeclip.ops.spike_matmul`) a value that
         is neither 0 nor 1; TypeError for another type.
         """
         weight = self.weight
-        return self._as_weight(spike_matmul(input, self._weight_for_op(weight), self.bias, backend=self.backend), weight)
-
-    def product(self, input: PackedSpikes) -> SpikeProduct:
-        """What :meth:`forward` makes its answer of, for a :class:`BNLIF` that is to keep less."""
-        return SpikeProduct(input, self._weight_for_op(self.weight), self.bias, backend=self.backend)
+        given = (input, self._weight_for_op(weight), self.bias)
+        y = self._as_weight(spike_matmul(*given, backend=self.backend), weight)
+        return (y, SpikeProduct(*given, backend=self.backend)) if with_product else y
 
 
 class LinearNorm(nn.Module):
@@ -76,11 +76,10 @@ class LinearNorm(nn.Module):
             self.norm = nn.BatchNorm1d(out_features)
 
     def forward(self, spikes: Tensor | PackedSpikes) -> Tensor | PackedSpikes:
-        y = self.linear(spikes)
-        if y.dim() < 2:
+        if isinstance(spikes, (Tensor, PackedSpikes)) and len(spikes.shape) < 2:
             raise ValueError(f"spikes must have shape [T, ..., C] with leading dimensions; got {list(spikes.shape)}")
-        if not self.fires:
-            return self.norm(y.flatten(0, -2)).view_as(y)
-        if self.grad_checkpointing and isinstance(spikes, PackedSpikes):
-            return self.norm(y, self.linear.product(spikes))
-        return self.norm(y)
+        again = self.fires and self.grad_checkpointing and torch.is_grad_enabled()
+        if again and isinstance(spikes, PackedSpikes):
+            return self.norm(*self.linear(spikes, with_product=True))
+        y = self.linear(spikes)
+        return self.norm(y) if self.fires else self.norm(y.flatten(0, -2)).view_as(y)

@@ -64,10 +64,11 @@ def bn_lif(
     """``lif(batch_norm(x))`` over all time-steps, differentiable in ``x``, ``weight`` and ``bias``.
 
     One pass takes the statistics, a second one normalises, integrates and fires, and the backward pass recomputes currents and
-    membranes from ``x``: the normalised currents never exist in memory, and what is kept is ``x`` (and, packed, one bit a
-    spike). Statistics, running statistics and numbers are those of :func:`torch.nn.functional.batch_norm` over all dimensions
-    but the last (Ioffe & Szegedy 2015, arXiv 1502.03167; over the steps too, as Zheng et al. 2021, arXiv 2011.05280) and of
-    :func:`spikeclip.ops.lif` from rest. Currents are float32 inside whatever the dtype of ``x``.
+    membranes from ``x``: the normalised currents never exist in memory, and what is kept is ``x``, or what it was made of
+    (and, packed, one bit a spike). Statistics, running statistics and numbers are those of
+    :func:`torch.nn.functional.batch_norm` over all dimensions but the last (Ioffe & Szegedy 2015, arXiv 1502.03167; over the
+    steps too, as Zheng et al. 2021, arXiv 2011.05280) and of :func:`spikeclip.ops.lif` from rest. Currents are float32 inside
+    whatever the dtype of ``x``.
 
     Args:
         x: float32, float16, bfloat16 or float64, ``[T, ..., C]``, channels last; other memory orders are copied.
@@ -149,8 +150,12 @@ def _check(x, running_mean, running_var, weight, bias, momentum, eps, pool, prod
         check_pool(pool, x.shape)
     if product is not None and not isinstance(product, SpikeProduct):
         raise TypeError(f"product must be a SpikeProduct or None; got {type(product).__name__}")
-    if product is not None and (product.shape[-1] != x.shape[-1] or product.shape.numel() != x.numel()):
-        raise ValueError(f"product must be what x of shape {list(x.shape)} was made of; got one of shape {list(product.shape)}")
+    if product is not None:
+        merged = x.dim() - len(product.shape) + 1
+        if merged < 1 or (math.prod(x.shape[:merged]), *x.shape[merged:]) != tuple(product.shape):
+            raise ValueError(
+                f"product must be what x of shape {list(x.shape)} was made of; got one of shape {list(product.shape)}"
+            )
 
 
 def _together(mean: Tensor, var: Tensor, count: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:

@@ -68,10 +68,7 @@ def spike_conv2d(
     channels, size = (channels, source.shape[1:3]) if packed else (source.shape[1], source.shape[2:])
     if channels != values.shape[1]:
         raise ValueError(f"s must have C = {values.shape[1]} channels, as w [O, C, kh, kw] has; got {channels}")
-    stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
-    kernel = values.shape[2:]
-    if min(kernel) < 1 or any(n + 2 * p < k for n, p, k in zip(size, padding, kernel, strict=True)):
-        raise ValueError(f"w's window {list(kernel)} must fit into the image {list(size)} padded by {list(padding)}")
+    stride, padding = checked_window(values.shape[2:], size, stride, padding)
     check_beside("w", values, source)
     check_bias(bias, values.shape[0], source)
     _backends.check_name(backend)
@@ -79,6 +76,14 @@ def spike_conv2d(
     if packed and s.requires_grad and torch.is_grad_enabled():
         return _ToEdge.apply(y, s.edge, w.dequantize() if isinstance(w, SpikeWeights) else w.detach(), stride, padding, backend)
     return y
+
+
+def checked_window(kernel: tuple[int, int], size: tuple[int, int], stride, padding) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(stride, padding), each over height and width. Raises ValueError unless the window fits into the padded image."""
+    stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
+    if min(kernel) < 1 or any(n + 2 * p < k for n, p, k in zip(size, padding, kernel, strict=True)):
+        raise ValueError(f"w's window {list(kernel)} must fit into the image {list(size)} padded by {list(padding)}")
+    return stride, padding
 
 
 def pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:

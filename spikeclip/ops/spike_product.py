@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import _backends
 from .packed import PackedSpikes
-from .spike_conv2d import out_size, pair
+from .spike_conv2d import checked_window, out_size
 from .spike_matmul import check_beside, check_bias, float_dtype, weights_of
 from .weights import SpikeWeights
 
@@ -15,14 +15,16 @@ from .weights import SpikeWeights
 class SpikeProduct:
     """What ``x = spike_matmul(s, w, bias)`` or ``x = spike_conv2d(s, w, bias, ...)`` was made of.
 
-    :func:`bn_lif` that is given one for its ``x`` keeps spikes and weights, which the product keeps for its own gradient
-    anyway, and makes ``x`` again in its backward pass: two to four bytes less a value, for one product more. Make it where
-    ``x`` is made: under autocast it has its dtype from there.
+    :func:`bn_lif` that is given one with its ``x`` keeps ``s`` and ``w``, which the product most often keeps for its own
+    gradient anyway, and makes ``x`` again in its backward pass. That is right for the product as it came out, at most with its
+    first dimension unflattened, or cast: for anything else gradients are wrong without an error. Make it where ``x`` is made,
+    whose autocast it has. Neither ``s``, ``w`` nor ``bias`` may change before the backward pass; what PyTorch counts of that
+    is an error.
 
     Args:
         s: :class:`PackedSpikes`, ``[..., K]`` or, for a convolution, ``[B, H, W, C]``.
         w: ``[K, N]`` or ``[O, C, kh, kw]``, as for the op. bias: ``[N]`` or ``[O]``, or None.
-        stride, padding, backend: as for the op.
+        stride, padding: of a convolution, as for the op. backend: as for the op.
 
     Raises:
         TypeError: ``s`` is not packed, ``w`` no weights, ``bias`` no tensor. ValueError: shapes, dtypes or devices that do not
@@ -45,20 +47,27 @@ class SpikeProduct:
             raise TypeError(f"s must be PackedSpikes; got {type(s).__name__}")
         convolves = isinstance(w, (Tensor, SpikeWeights)) and len(w.shape) == 4
         values, scale, tiles = weights_of(w, 4 if convolves else 2, "[K, N] or [O, C, kh, kw]")
-        columns = values.shape[0 if convolves else 1]
+        rows, columns = (values.shape[1], values.shape[0]) if convolves else values.shape
+        if s.length != rows or (convolves and len(s.shape) != 4):
+            raise ValueError(f"w of shape {list(values.shape)} does not fit spikes of shape {list(s.shape)}")
+        if not convolves and (stride, padding) != (1, 0):
+            raise ValueError(f"stride and padding are a convolution's; got {stride!r} and {padding!r}")
         check_beside("w", values, s)
         check_bias(bias, columns, s)
         _backends.check_name(backend)
-        if s.length != values.shape[1 if convolves else 0] or (convolves and len(s.shape) != 4):
-            raise ValueError(f"w of shape {list(values.shape)} does not fit spikes of shape {list(s.shape)}")
-        window = (pair("stride", stride, 1), pair("padding", padding, 0)) if convolves else ()
-        size = out_size(s.shape[1:3], values.shape[2:], *window) if convolves else s.shape[1:-1]
+        window, leading = (), s.shape[:-1]
+        if convolves:
+            window = checked_window(values.shape[2:], s.shape[1:3], stride, padding)
+            leading = (s.shape[0], *out_size(s.shape[1:3], values.shape[2:], *window))
         kind = s.device.type
-        cast = torch.is_autocast_enabled(kind) and values.dtype != torch.float64
+        cast = kind != "meta" and torch.is_autocast_enabled(kind) and values.dtype != torch.float64
         dtype = torch.get_autocast_dtype(kind) if cast else float_dtype(values)
-        self.shape = torch.Size((s.shape[0], *size, columns))
-        self.tensors = tuple(t if t is None else t.detach() for t in (s.words, values, scale, tiles, bias))
+        self.shape = torch.Size((*leading, columns))
+        self.tensors = (s.words, values, scale, tiles, bias)
         self.options = (s.length, *window, dtype, backend)
+
+    def __repr__(self) -> str:
+        return f"SpikeProduct(shape={list(self.shape)})"
 
 
 def again(tensors: tuple[Tensor | None, ...], options: tuple) -> Tensor:

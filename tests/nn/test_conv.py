@@ -7,6 +7,7 @@ from torch import nn
 
 from spikeclip import nn as snn
 from spikeclip.ops import pack_spikes
+from spikeclip.ops.spike_product import again
 
 FLOOR = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -169,3 +170,14 @@ def test_arguments_without_a_kernel_are_refused(dims, options, message):
 def test_bad_input_names_the_argument(layer, x, error, message):
     with pytest.raises(error, match=message):
         layer(x)
+
+
+@pytest.mark.parametrize("options", [options for dims, options in CASES if dims == 2])
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_what_an_answer_was_made_of_makes_it_again(options, backend):
+    layer = snn.SpikeConv2d(40, 24, **options, backend=backend)
+    y, product = layer(pack_spikes((torch.rand(2, 9, 8, 40) < 0.3).float()), with_product=True)
+    assert product.shape == y.permute(0, 2, 3, 1).shape and product.options[-1] == backend
+    assert torch.equal(again(product.tensors, product.options).permute(0, 3, 1, 2), y)
+    with pytest.raises(TypeError, match="s must be PackedSpikes; got Tensor"):
+        layer(torch.zeros(2, 40, 9, 8), with_product=True)

@@ -8,6 +8,7 @@ from torch import nn
 
 from spikeclip import nn as snn
 from spikeclip.ops import _backends, pack_spikes
+from spikeclip.ops.spike_product import again
 
 FLOOR = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -209,6 +210,15 @@ def test_bad_input_names_the_argument(x, error, message):
 def test_values_that_are_no_spikes_are_refused():
     with torch.no_grad(), pytest.raises(ValueError, match="s must hold spikes, 0 or 1"):
         snn.SpikeLinear(70, 33)(spikes(9, 70) * 0.5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_what_an_answer_was_made_of_makes_it_again(bias, backend):
+    layer = snn.SpikeLinear(40, 24, bias, backend=backend)
+    y, product = layer(pack_spikes(spikes(3, 5, 40)), with_product=True)
+    assert product.shape == y.shape and product.options[-1] == backend
+    assert torch.equal(again(product.tensors, product.options), y)
 
 
 def test_unknown_backend():

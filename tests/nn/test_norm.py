@@ -155,3 +155,30 @@ def run_seeded(layer, x, seed):
     s = layer(x)
     s.backward(seed)
     return s.detach(), x.grad, *(p.grad for p in layer.parameters())
+
+
+@pytest.mark.parametrize("parametrized", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_grad_checkpointing_reads_a_weight_that_is_made_anew_once(parametrized):
+    """Spectral norm's weight is another one each time that it is read."""
+    x, results = torch.randn(4, 3, 40), []
+    for enable in (False, True):
+        torch.manual_seed(0)
+        layer = snn.LinearNorm(40, 24, neuron=NEURON)
+        parametrized(layer.linear)
+        layer.grad_checkpointing = enable
+        results.append(run(lambda x, layer=layer: layer(snn.LIF(packed=True)(x)).unpack(), x, layer.parameters()))
+        results[-1] += list(layer.buffers())
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*results, strict=True))
+
+
+def test_without_gradients_grad_checkpointing_asks_for_nothing():
+    layer = snn.LinearNorm(40, 24, neuron=NEURON)
+    layer.grad_checkpointing = True
+    seen = []
+    layer.norm.register_forward_pre_hook(lambda _, given: seen.append(len(given)))
+    spikes = snn.LIF(packed=True)(torch.randn(4, 3, 40))
+    layer(spikes)
+    layer(spikes.unpack())
+    with torch.no_grad():
+        layer(spikes)
+    assert seen == [2, 1, 1]

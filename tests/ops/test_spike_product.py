@@ -20,8 +20,8 @@ def leaves(kind, dtype=torch.float32):
     return [tensor.to(DEVICE, dtype if i in (1, 2) else None).requires_grad_() for i, tensor in enumerate(tensors)]
 
 
-def layer(x, w, bias, gamma, beta, *running, again, pool=None, backend="auto", training=True, held=None):
-    """Packed spikes, product, BatchNorm and LIF; ``held`` in place of ``w``."""
+def layer(x, w, bias, gamma, beta, *running, again, pool=None, backend="auto", training=True, held=None, cast=None):
+    """Packed spikes, product, BatchNorm and LIF; ``held`` in place of ``w``, the product cast."""
     s = lif(x, packed=True, backend=backend)[0]
     w = w if held is None else held
     options = {"backend": backend}
@@ -31,6 +31,7 @@ def layer(x, w, bias, gamma, beta, *running, again, pool=None, backend="auto", t
         s, options = s.flatten(0, 1), {**options, **WINDOW}
         y = spike_conv2d(s, w, bias, **options).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
     product = SpikeProduct(s, w, bias, **options) if again else None
+    y = y.to(cast or y.dtype)
     return bn_lif(y, *running, gamma, beta, training=training, pool=pool, product=product, backend=backend)
 
 
@@ -71,11 +72,13 @@ def test_the_same_numbers_for_less_memory(backend, training, kind, pool):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["matmul", "conv2d"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("autocast", [True, False])
-def test_the_product_has_the_dtype_that_it_had(backend, kind, dtype, autocast):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize(("autocast", "cast"), [(True, None), (False, None), (False, torch.float16)])
+def test_the_product_has_the_dtype_that_it_had(backend, kind, dtype, autocast, cast):
+    if dtype == torch.float64 and backend != "torch":
+        pytest.skip("float64 runs on the plain torch backend")
     given = leaves(kind, dtype)
-    call = lambda *a, again: layer(*a, again=again, backend=backend)  # noqa: E731
+    call = lambda *a, again: layer(*a, again=again, backend=backend, cast=cast)  # noqa: E731
     (want, _), (got, _) = (outcome(lambda *a, again=again: call(*a, again=again), given, autocast) for again in (0, 1))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(got, want, strict=True))
 
@@ -150,12 +153,23 @@ def test_weights_changed_before_the_backward_pass_are_an_error(kind):
 
 
 @pytest.mark.parametrize("kind", ["matmul", "conv2d"])
-def test_a_second_derivative_is_refused(kind):
+@pytest.mark.parametrize("outer", [torch.square, torch.clone])
+def test_a_second_derivative_is_refused(kind, outer):
+    """Also where what comes to the layer has none, and only the weights have."""
     given = leaves(kind)
-    loss = layer(*given, None, None, again=True).square().sum()
+    loss = outer(layer(*given, None, None, again=True)).sum()
     (grad,) = torch.autograd.grad(loss, given[1], create_graph=True)
     with pytest.raises(RuntimeError, match="has no second derivative"):
         grad.sum().backward()
+
+
+def test_what_it_says_it_is():
+    assert repr(SpikeProduct(S, torch.zeros(32, 8))) == "SpikeProduct(shape=[2, 4, 8])"
+    spikes = S.flatten(0, 1)
+    assert SpikeProduct(spikes, torch.zeros(32, 8)).shape == spike_matmul(spikes, torch.zeros(32, 8)).shape
+    images = SpikeProduct(IMAGES, torch.zeros(8, 32, 3, 1), stride=(2, 3), padding=(1, 0))
+    assert images.shape == (2, 2, 2, 8)
+    bn_lif(torch.randn(2, 4, 8), None, None, product=SpikeProduct(spikes, torch.zeros(32, 8)))  # unflattened
 
 
 S = lif(torch.ones(2, 4, 32), packed=True)[0]
@@ -177,6 +191,18 @@ IMAGES = lif(torch.ones(2, 4, 4, 32), packed=True)[0]
         (lambda: SpikeProduct(S, torch.zeros(32, 8), torch.zeros(7)), ValueError, r"bias must be .* of shape \[8\]"),
         (lambda: SpikeProduct(S, torch.zeros(32, 8), backend="gpu"), ValueError, "backend must be one of auto"),
         (lambda: SpikeProduct(IMAGES, torch.zeros(8, 32, 1, 1), padding=-1), ValueError, "padding must be an integer >= 0"),
+        (lambda: SpikeProduct(S, torch.zeros(32, 8), stride=2), ValueError, "stride and padding are a convolution's; got 2"),
+        (lambda: SpikeProduct(IMAGES, torch.zeros(8, 32, 5, 5)), ValueError, r"w's window \[5, 5\] must fit into the image"),
+        (
+            lambda: bn_lif(torch.zeros(4, 2, 8), None, None, product=SpikeProduct(S, torch.zeros(32, 8))),
+            ValueError,
+            r"product must be what x of shape \[4, 2, 8\] was made of",
+        ),
+        (
+            lambda: bn_lif(torch.zeros(2, 8, 4), None, None, product=SpikeProduct(S, torch.zeros(32, 8))),
+            ValueError,
+            r"product must be what x of shape \[2, 8, 4\] was made of",
+        ),
         (lambda: bn_lif(torch.zeros(2, 4, 8), None, None, product=S), TypeError, "product must be a SpikeProduct or None"),
         (
             lambda: bn_lif(torch.zeros(2, 5, 8), None, None, product=SpikeProduct(S, torch.zeros(32, 8))),
