@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from spikeclip.ops import SpikeProduct, _backends, bn_lif, lif, prepare_weights, spike_conv2d, spike_matmul
+from spikeclip.ops import SpikeProduct, _backends, bn_lif, lif, prepare_weights, spike_conv2d, spike_matmul, spike_product
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = [name for name in _backends.BACKENDS if _backends.unavailable(name, DEVICE) is None]
@@ -161,6 +161,10 @@ def test_a_second_derivative_is_refused(kind, outer):
     (grad,) = torch.autograd.grad(loss, given[1], create_graph=True)
     with pytest.raises(RuntimeError, match="has no second derivative"):
         grad.sum().backward()
+    s = lif(given[0], packed=True)[0].flatten(0, 1)
+    product = SpikeProduct(s, given[1], **(WINDOW if kind == "conv2d" else {}))
+    with pytest.raises(RuntimeError, match=f"spike_{kind} has no second derivative"):
+        spike_product.again(product.tensors, product.options).sum().backward()
 
 
 def test_what_it_says_it_is():
