@@ -1,9 +1,11 @@
 """``bn_lif`` of a product that it makes again: it keeps less, and nothing else changes."""
 
 import contextlib
+import functools
 
 import pytest
 import torch
+from kept import counted
 
 from spikeclip.ops import SpikeProduct, _backends, bn_lif, lif, prepare_weights, spike_conv2d, spike_matmul, spike_product
 
@@ -36,38 +38,37 @@ def layer(x, w, bias, gamma, beta, *running, again, pool=None, backend="auto", t
 
 
 def outcome(call, given, autocast=False):
-    """(what comes out, gradients and running statistics; the bytes of each thing kept)."""
-    running = (torch.zeros(24, device=DEVICE), torch.ones(24, device=DEVICE))
-    inputs = {tensor.untyped_storage().data_ptr() for tensor in (*given, *running)}
-    kept = {}
-
-    def keep(tensor):
-        memory = tensor.untyped_storage()
-        if memory.data_ptr() not in inputs:
-            kept[memory.data_ptr()] = memory.nbytes()
-        return tensor
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
-        if autocast:
-            stack.enter_context(torch.autocast(DEVICE, torch.bfloat16))
+    """(what comes out, gradients and running statistics; the bytes kept)."""
+    running = new_statistics()
+    half = torch.autocast(DEVICE, torch.bfloat16) if autocast else contextlib.nullcontext()
+    with counted([*given, *running]) as kept, half:
         s = call(*given, *running)
     wanted = [tensor for tensor in given if tensor.requires_grad]
     seed = torch.randn(s.shape, generator=torch.Generator().manual_seed(1)).to(s)
-    return [s.detach(), *torch.autograd.grad(s, wanted, seed), *running], list(kept.values())
+    return [s.detach(), *torch.autograd.grad(s, wanted, seed), *running], sum(kept.values())
+
+
+def new_statistics():
+    return torch.zeros(24, device=DEVICE), torch.ones(24, device=DEVICE)
+
+
+def check_the_same(given, autocast=False, **options):
+    """With the product made again and without, bit for bit; returns by how many bytes less is kept."""
+    (want, more), (got, less) = (
+        outcome(functools.partial(layer, again=again, **options), given, autocast) for again in (False, True)
+    )
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(got, want, strict=True))
+    return more - less
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("kind", "pool"), [("matmul", None), ("matmul", POOL), ("conv2d", None), ("conv2d", POOL)])
 def test_the_same_numbers_for_less_memory(backend, training, kind, pool):
-    given = leaves(kind)
-    options = {"pool": pool, "backend": backend, "training": training}
-    (want, more), (got, less) = (outcome(lambda *a, again=again: layer(*a, again=again, **options), given) for again in (0, 1))
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(got, want, strict=True))
+    saved = check_the_same(leaves(kind), pool=pool, backend=backend, training=training)
     values = 3 * 2 * 6 * 6 * 24
     pooled = 0 if pool is None else values // 4 * (4 + 1)  # and where each came from
-    assert sum(more) - sum(less) == 4 * values + pooled
+    assert saved == 4 * values + pooled
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -77,10 +78,7 @@ def test_the_same_numbers_for_less_memory(backend, training, kind, pool):
 def test_the_product_has_the_dtype_that_it_had(backend, kind, dtype, autocast, cast):
     if dtype == torch.float64 and backend != "torch":
         pytest.skip("float64 runs on the plain torch backend")
-    given = leaves(kind, dtype)
-    call = lambda *a, again: layer(*a, again=again, backend=backend, cast=cast)  # noqa: E731
-    (want, _), (got, _) = (outcome(lambda *a, again=again: call(*a, again=again), given, autocast) for again in (0, 1))
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(got, want, strict=True))
+    check_the_same(leaves(kind, dtype), autocast, backend=backend, cast=cast)
 
 
 @pytest.mark.parametrize("kind", ["matmul", "conv2d"])
@@ -89,8 +87,7 @@ def test_a_backward_pass_inside_autocast(kind):
     x, *rest = leaves(kind)
     given, grads = [(x.detach() + 5.0).requires_grad_(), *rest], []
     for again in (False, True):
-        running = (torch.zeros(24, device=DEVICE), torch.ones(24, device=DEVICE))
-        s = layer(*given, *running, again=again)
+        s = layer(*given, *new_statistics(), again=again)
         with torch.autocast(DEVICE, torch.bfloat16):
             grads.append(torch.autograd.grad(s, given, torch.ones_like(s)))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*grads, strict=True))
@@ -101,9 +98,7 @@ def test_a_backward_pass_inside_autocast(kind):
 def test_weights_that_do_not_learn(kind, dtype):
     x, w, bias, *norm = leaves(kind)
     held = prepare_weights(w.detach(), dtype)
-    given = [x, w.detach(), bias.detach(), *norm]
-    (want, _), (got, _) = (outcome(lambda *a, again=again: layer(*a, again=again, held=held), given) for again in (0, 1))
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(got, want, strict=True))
+    check_the_same([x, w.detach(), bias.detach(), *norm], held=held)
 
 
 @pytest.mark.parametrize("kind", ["matmul", "conv2d"])
@@ -111,8 +106,7 @@ def test_dense_enough_to_be_multiplied_densely(kind):
     x, *rest = leaves(kind)
     given = [(x.detach() + 5.0).requires_grad_(), *rest]
     assert lif(given[0])[0].mean() > 0.8
-    (want, _), (got, _) = (outcome(lambda *a, again=again: layer(*a, again=again), given) for again in (0, 1))
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(got, want, strict=True))
+    check_the_same(given)
 
 
 @pytest.mark.parametrize("kind", ["matmul", "conv2d"])
@@ -122,12 +116,12 @@ def test_a_compiler_keeps_no_more(kind, autocast):
     given, kept = leaves(kind), {}
     for again in (False, True):
         torch.compiler.reset()
-        call = lambda *a, again=again: layer(*a, again=again, pool=POOL)  # noqa: E731
+        call = functools.partial(layer, again=again, pool=POOL)
         want, _ = outcome(call, given, autocast)
         got, kept[again] = outcome(torch.compile(call, fullgraph=True), given, autocast)
         for mine, theirs in zip(got, want, strict=True):
             torch.testing.assert_close(mine, theirs)
-    assert sum(kept[False]) - sum(kept[True]) >= (2 if autocast else 4) * 3 * 2 * 6 * 6 * 24
+    assert kept[False] - kept[True] >= (2 if autocast else 4) * 3 * 2 * 6 * 6 * 24
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -144,8 +138,7 @@ def test_ops_are_what_they_say_to_the_compiler(backend, kind):
 @pytest.mark.parametrize("kind", ["matmul", "conv2d"])
 def test_weights_changed_before_the_backward_pass_are_an_error(kind):
     given = leaves(kind)
-    running = (torch.zeros(24, device=DEVICE), torch.ones(24, device=DEVICE))
-    s = layer(*given, *running, again=True)
+    s = layer(*given, *new_statistics(), again=True)
     with torch.no_grad():
         given[1].add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
