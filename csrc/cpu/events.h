@@ -89,8 +89,8 @@ struct Lists {
 
   // The sum of the lines that row r names.
   template <typename Kind>
-  void sum(const char* tile, int64_t r, typename Kind::Wide* out) const {
-    Kind::sum(tile, offsets + int64_t{4} * start[r], start[r + 1] - start[r], events[r], out);
+  Sums<Kind> sum(const char* tile, int64_t r) const {
+    return Kind::sum(tile, offsets + int64_t{4} * start[r], start[r + 1] - start[r], events[r]);
   }
 
   // Row r has its bits in the `bytes` bytes at first + r * stride.
@@ -108,16 +108,14 @@ struct Lists {
   }
 };
 
-// A row's sums as float32, scaled (integers) and biased.
+// A row's sums as float32, scaled (integers) and biased; `scale` and `bias` are aligned.
 template <typename Kind>
-void finish(const typename Kind::Wide* sums, const float* scale, const float* bias, float* values) {
-#pragma omp simd
-  for (int i = 0; i < Kind::kColumns; ++i) {
-    if constexpr (std::is_same_v<typename Kind::Wide, float>)
-      values[i] = sums[i] + bias[i];
-    else
-      values[i] = static_cast<float>(sums[i]) * scale[i] + bias[i];
-  }
+void finish(const Sums<Kind>& sums, const float* scale, const float* bias, float* values) {
+  sums.each([&](int j, int p, int at) {
+    FloatVector value = __builtin_convertvector(sums.parts[j][p], FloatVector);
+    if constexpr (!std::is_same_v<typename Kind::Wide, float>) value *= *reinterpret_cast<const FloatVector*>(scale + at);
+    *reinterpret_cast<LooseFloats*>(values + at) = value + *reinterpret_cast<const FloatVector*>(bias + at);
+  });
 }
 
 // What becomes of a row's finished sums: scaled (integers), biased, rounded to the output's type.
@@ -130,7 +128,7 @@ struct Output {
   bool stream;              // whole lines past the caches
 
   template <typename Kind>
-  void write(int64_t row, int64_t column, const typename Kind::Wide* sums) const {
+  void write(int64_t row, int64_t column, const Sums<Kind>& sums) const {
     alignas(kLine) float values[Kind::kColumns];
     finish<Kind>(sums, scale + column, bias + column, values);
     const int64_t here = row * columns + column, width = std::min<int64_t>(Kind::kColumns, columns - column);
@@ -153,16 +151,13 @@ template <typename Kind, typename Done>
 void add_block(const char* tile, const Lists& lists, int64_t rows, typename Kind::Wide* sums, bool first, bool last, Done done) {
   by_flags(first, last, [&](auto first, auto last) {
     for (int64_t m = 0; m < rows; ++m) {
-      alignas(kLine) typename Kind::Wide sum[Kind::kColumns];
-      lists.template sum<Kind>(tile, m, sum);
-      typename Kind::Wide* kept = sums + m * Kind::kColumns;
-      if constexpr (!first)
-#pragma omp simd
-        for (int i = 0; i < Kind::kColumns; ++i) sum[i] += kept[i];
+      Sums<Kind> sum = lists.template sum<Kind>(tile, m);
+      auto* kept = reinterpret_cast<typename Kind::Vector*>(sums + m * Kind::kColumns);
+      if constexpr (!first) sum.add(kept);
       if constexpr (last)
         done(m, sum);
       else
-        memcpy(kept, sum, sizeof sum);
+        sum.keep(kept);
     }
   });
 }
@@ -171,21 +166,20 @@ void add_block(const char* tile, const Lists& lists, int64_t rows, typename Kind
 template <typename Kind>
 void add_block(const char* tile, const Lists& lists, int64_t rows, typename Kind::Wide* sums, bool first, bool last,
                const Output& out, int64_t row, int64_t column) {
-  using Wide = typename Kind::Wide;
   const float *scale = out.scale + column, *bias = out.bias + column;
   const int64_t columns = out.columns;
   float* to = static_cast<float*>(out.data) + row * columns + column;
   if (out.dtype != Dtype::f32 || column + Kind::kColumns > columns)
-    add_block<Kind>(tile, lists, rows, sums, first, last, [&](int64_t m, const Wide* sum) { out.write<Kind>(row + m, column, sum); });
+    add_block<Kind>(tile, lists, rows, sums, first, last, [&](int64_t m, const auto& sum) { out.write<Kind>(row + m, column, sum); });
   else if (out.stream)
-    add_block<Kind>(tile, lists, rows, sums, first, last, [=](int64_t m, const Wide* sum) {
+    add_block<Kind>(tile, lists, rows, sums, first, last, [=](int64_t m, const auto& sum) {
       alignas(kLine) float values[Kind::kColumns];
       finish<Kind>(sum, scale, bias, values);
       for (int i = 0; i < Kind::kColumns; i += 16) stream_line(to + m * columns + i, values + i);
     });
   else
     add_block<Kind>(tile, lists, rows, sums, first, last,
-                    [=](int64_t m, const Wide* sum) { finish<Kind>(sum, scale, bias, to + m * columns); });
+                    [=](int64_t m, const auto& sum) { finish<Kind>(sum, scale, bias, to + m * columns); });
 }
 
 // Where packed rows come from: memory, as they are. A source gives rows of bits, or a panel of rows that becomes lists.

@@ -24,7 +24,12 @@ constexpr int kVector = 16;
 #endif
 constexpr int kParts = kLine / kVector;
 
+constexpr int kLanes = kVector / 4;
+
 typedef float FloatVector __attribute__((vector_size(kVector), may_alias));
+typedef float LooseFloats __attribute__((vector_size(kVector), may_alias, aligned(4)));
+typedef int32_t IntVector __attribute__((vector_size(kVector), may_alias));
+typedef uint32_t WordVector __attribute__((vector_size(kVector), may_alias));
 typedef uint16_t ShortVector __attribute__((vector_size(kVector), may_alias));
 
 // The four line offsets of one group of a list, in bytes; taken apart by halves, which costs fewer instructions than shifting
@@ -43,12 +48,34 @@ struct Group {
   }
 };
 
+// The sums of a row's columns, in registers: column 16 j + kLanes p + i is lane i of parts[j][p].
+template <typename Kind>
+struct Sums {
+  using Vector = typename Kind::Vector;
+  Vector parts[Kind::kColumns / 16][kParts];
+
+  template <typename F>
+  static void each(F f) {
+#pragma GCC unroll 4
+    for (int j = 0; j < Kind::kColumns / 16; ++j)
+#pragma GCC unroll 4
+      for (int p = 0; p < kParts; ++p) f(j, p, 16 * j + kLanes * p);
+  }
+  void add(const Vector* kept) {
+    each([&](int j, int p, int) { parts[j][p] += kept[j * kParts + p]; });
+  }
+  void keep(Vector* kept) const {
+    each([&](int j, int p, int) { kept[j * kParts + p] = parts[j][p]; });
+  }
+};
+
 // float32 weights, 16 to a line; exact but for the order of the sum.
 struct Float32 {
   using Wide = float;
+  using Vector = FloatVector;
   static constexpr int kColumns = 16;
 
-  static void sum(const char* tile, const uint16_t* list, int64_t groups, int64_t, Wide* out) {
+  static Sums<Float32> sum(const char* tile, const uint16_t* list, int64_t groups, int64_t) {
     FloatVector a[4][kParts] = {};
     for (int64_t g = 0; g < groups; ++g) {
       const Group at(list + 4 * g);
@@ -58,19 +85,23 @@ struct Float32 {
         for (int p = 0; p < kParts; ++p)
           a[i][p] += *reinterpret_cast<const FloatVector*>(tile + at[i] + p * kVector);
     }
-#pragma GCC unroll 4
-    for (int p = 0; p < kParts; ++p)
-      reinterpret_cast<FloatVector*>(out)[p] = (a[0][p] + a[1][p]) + (a[2][p] + a[3][p]);
+    Sums<Float32> out;
+    out.each([&](int, int p, int) { out.parts[0][p] = (a[0][p] + a[1][p]) + (a[2][p] + a[3][p]); });
+    return out;
   }
 };
 
-// int16 weights, 32 to a line. The positive and the negative weights of a column's block of a tile each sum to less than
-// 2^15 (spikeclip/ops/weights.py sees to that), so no partial sum overflows.
+// int16 weights, 32 to a line: column i is short 2i, column 16 + i short 2i + 1, so that they are widened where they lie. The
+// positive and the negative weights of a column's block of a tile each sum to less than 2^15 (spikeclip/ops/weights.py sees to
+// that), so no partial sum overflows.
 struct Int16 {
   using Wide = int32_t;
+  using Vector = IntVector;
   static constexpr int kColumns = 32;
 
-  static void sum(const char* tile, const uint16_t* list, int64_t groups, int64_t, Wide* out) {
+  static int place(int64_t column) { return static_cast<int>(column % 16 * 2 + column / 16); }
+
+  static Sums<Int16> sum(const char* tile, const uint16_t* list, int64_t groups, int64_t) {
     ShortVector a[2][kParts] = {};
     for (int64_t g = 0; g < groups; ++g) {
       const Group at(list + 4 * g);
@@ -80,32 +111,38 @@ struct Int16 {
         for (int p = 0; p < kParts; ++p)
           a[i % 2][p] += *reinterpret_cast<const ShortVector*>(tile + at[i] + p * kVector);
     }
-    alignas(kLine) int16_t narrow[kColumns];
-#pragma GCC unroll 4
-    for (int p = 0; p < kParts; ++p) reinterpret_cast<ShortVector*>(narrow)[p] = a[0][p] + a[1][p];
-#pragma omp simd
-    for (int i = 0; i < kColumns; ++i) out[i] = narrow[i];
+    Sums<Int16> out;
+    out.each([&](int j, int p, int) {
+      const WordVector both = (WordVector)(a[0][p] + a[1][p]);
+      out.parts[j][p] = (IntVector)(j == 0 ? both << 16 : both) >> 16;
+    });
+    return out;
   }
 };
 
-// int8 weights plus 128, 64 to a line; column i is byte 2i, column 32 + i byte 2i + 1. At most 256 bytes are added in 16
-// bits, so neither half of a lane overflows: the odd bytes are summed alone, and what they leave in the sum of whole lanes is
-// subtracted, modulo 2^16.
+// int8 weights plus 128, 64 to a line: column 16 j + i is byte 4i + j. At most 256 bytes are added in 16 bits, so neither half of
+// a lane overflows: the odd bytes are summed alone, and what they leave in the sum of whole lanes is subtracted, modulo 2^16.
 struct Int8 {
   using Wide = int32_t;
+  using Vector = IntVector;
   static constexpr int kColumns = 64;
 
-  static void sum(const char* tile, const uint16_t* list, int64_t groups, int64_t events, Wide* out) {
+  static int place(int64_t column) { return static_cast<int>(column % 16 * 4 + column / 16); }
+
+  static Sums<Int8> sum(const char* tile, const uint16_t* list, int64_t groups, int64_t events) {
     constexpr int64_t kMost = 64;  // groups that 16 bits hold
+    Sums<Int8> out = narrow_sum(tile, list, std::min(groups, kMost));
+    for (int64_t done = kMost; done < groups; done += kMost) {
+      const auto more = narrow_sum(tile, list + 4 * done, std::min(groups - done, kMost));
+      out.add(more.parts[0]);
+    }
     const int32_t offset = static_cast<int32_t>(128 * events);
-    add(tile, list, std::min(groups, kMost), [=](int i, uint16_t narrow) { out[i] = narrow - offset; });
-    for (int64_t done = kMost; done < groups; done += kMost)
-      add(tile, list + 4 * done, std::min(groups - done, kMost), [=](int i, uint16_t narrow) { out[i] += narrow; });
+    out.each([&](int j, int p, int) { out.parts[j][p] -= offset; });
+    return out;
   }
 
  private:
-  template <typename Take>
-  static void add(const char* tile, const uint16_t* list, int64_t groups, Take take) {
+  static Sums<Int8> narrow_sum(const char* tile, const uint16_t* list, int64_t groups) {
     ShortVector whole[2][kParts] = {}, odd[2][kParts] = {};
     for (int64_t g = 0; g < groups; ++g) {
       const Group at(list + 4 * g);
@@ -118,15 +155,13 @@ struct Int8 {
           odd[i % 2][p] += line >> 8;
         }
     }
-    alignas(kLine) uint16_t narrow[kColumns];
-#pragma GCC unroll 4
-    for (int p = 0; p < kParts; ++p) {
-      const ShortVector high = odd[0][p] + odd[1][p];
-      reinterpret_cast<ShortVector*>(narrow)[p] = whole[0][p] + whole[1][p] - (high << 8);
-      reinterpret_cast<ShortVector*>(narrow)[kParts + p] = high;
-    }
-#pragma omp simd
-    for (int i = 0; i < kColumns; ++i) take(i, narrow[i]);
+    Sums<Int8> out;
+    out.each([&](int j, int p, int) {
+      const ShortVector high = odd[0][p] + odd[1][p], low = whole[0][p] + whole[1][p] - (high << 8);
+      const WordVector both = (WordVector)(j % 2 == 0 ? low : high);
+      out.parts[j][p] = (IntVector)(j < 2 ? both & 0xFFFF : both >> 16);
+    });
+    return out;
   }
 };
 

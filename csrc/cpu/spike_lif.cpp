@@ -142,7 +142,7 @@ struct Worker {
     const int64_t calls = ceil_div(panel.count, at_once) * c.steps * c.tiles.blocks();
     Fetch fetch(tile(more ? next : strip, 0), more ? c.tiles.length + c.tiles.blocks() : 0, calls);
     const int64_t last = c.tiles.blocks() - 1, column = strip * kColumns;
-    const auto finished = [to = currents, scale = scale + column, bias = bias + column](int64_t m, const Wide* sum) {
+    const auto finished = [to = currents, scale = scale + column, bias = bias + column](int64_t m, const Sums<Kind>& sum) {
       finish<Kind>(sum, scale, bias, to + m * kColumns);
     };
     for (int64_t first = 0; first < panel.count; first += at_once) {

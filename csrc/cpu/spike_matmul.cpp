@@ -39,12 +39,11 @@ void tile_weights(const TileWeights& c) {
       memset(tile, 0, static_cast<size_t>(length + 1) * kLine);
       if (tiles.kind == WeightKind::i16) {
         const int16_t* weights = static_cast<const int16_t*>(c.weights);
-        fill_tile(c, first, length, width, reinterpret_cast<int16_t*>(tile), [=](int64_t at) { return weights[at]; }, same);
+        fill_tile(c, first, length, width, reinterpret_cast<int16_t*>(tile), [=](int64_t at) { return weights[at]; }, Int16::place);
       } else if (tiles.kind == WeightKind::i8) {
         const int8_t* weights = static_cast<const int8_t*>(c.weights);
         fill_tile(c, first, length, width, reinterpret_cast<uint8_t*>(tile),
-                  [=](int64_t at) { return static_cast<uint8_t>(weights[at] + 128); },
-                  [](int64_t i) { return 2 * (i % 32) + i / 32; });
+                  [=](int64_t at) { return static_cast<uint8_t>(weights[at] + 128); }, Int8::place);
       } else if (c.dtype == Dtype::f32) {
         const float* weights = static_cast<const float*>(c.weights);
         fill_tile(c, first, length, width, reinterpret_cast<float*>(tile), [=](int64_t at) { return weights[at]; }, same);
