@@ -111,8 +111,9 @@ struct Lists {
 // A row's sums as float32, scaled (integers) and biased; `scale` and `bias` are aligned.
 template <typename Kind>
 void finish(const Sums<Kind>& sums, const float* scale, const float* bias, float* values) {
-  sums.each([&](int j, int p, int at) {
-    FloatVector value = __builtin_convertvector(sums.parts[j][p], FloatVector);
+  sums.each([&](int n) {
+    const int at = kLanes * n;
+    FloatVector value = __builtin_convertvector(sums.parts[n], FloatVector);
     if constexpr (!std::is_same_v<typename Kind::Wide, float>) value *= *reinterpret_cast<const FloatVector*>(scale + at);
     *reinterpret_cast<LooseFloats*>(values + at) = value + *reinterpret_cast<const FloatVector*>(bias + at);
   });

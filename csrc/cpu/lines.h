@@ -48,24 +48,22 @@ struct Group {
   }
 };
 
-// The sums of a row's columns, in registers: column 16 j + kLanes p + i is lane i of parts[j][p].
+// The sums of a row's columns, in registers: columns kLanes n to kLanes (n + 1) are part n.
 template <typename Kind>
 struct Sums {
   using Vector = typename Kind::Vector;
-  Vector parts[Kind::kColumns / 16][kParts];
+  Vector parts[Kind::kColumns / kLanes];
 
   template <typename F>
   static void each(F f) {
-#pragma GCC unroll 4
-    for (int j = 0; j < Kind::kColumns / 16; ++j)
-#pragma GCC unroll 4
-      for (int p = 0; p < kParts; ++p) f(j, p, 16 * j + kLanes * p);
+#pragma GCC unroll 16
+    for (int n = 0; n < Kind::kColumns / kLanes; ++n) f(n);
   }
   void add(const Vector* kept) {
-    each([&](int j, int p, int) { parts[j][p] += kept[j * kParts + p]; });
+    each([&](int n) { parts[n] += kept[n]; });
   }
   void keep(Vector* kept) const {
-    each([&](int j, int p, int) { kept[j * kParts + p] = parts[j][p]; });
+    each([&](int n) { kept[n] = parts[n]; });
   }
 };
 
@@ -86,7 +84,7 @@ struct Float32 {
           a[i][p] += *reinterpret_cast<const FloatVector*>(tile + at[i] + p * kVector);
     }
     Sums<Float32> out;
-    out.each([&](int, int p, int) { out.parts[0][p] = (a[0][p] + a[1][p]) + (a[2][p] + a[3][p]); });
+    out.each([&](int p) { out.parts[p] = (a[0][p] + a[1][p]) + (a[2][p] + a[3][p]); });
     return out;
   }
 };
@@ -112,9 +110,10 @@ struct Int16 {
           a[i % 2][p] += *reinterpret_cast<const ShortVector*>(tile + at[i] + p * kVector);
     }
     Sums<Int16> out;
-    out.each([&](int j, int p, int) {
+    out.each([&](int n) {
+      const int p = n % kParts;
       const WordVector both = (WordVector)(a[0][p] + a[1][p]);
-      out.parts[j][p] = (IntVector)(j == 0 ? both << 16 : both) >> 16;
+      out.parts[n] = (IntVector)(n < kParts ? both << 16 : both) >> 16;
     });
     return out;
   }
@@ -134,10 +133,10 @@ struct Int8 {
     Sums<Int8> out = narrow_sum(tile, list, std::min(groups, kMost));
     for (int64_t done = kMost; done < groups; done += kMost) {
       const auto more = narrow_sum(tile, list + 4 * done, std::min(groups - done, kMost));
-      out.add(more.parts[0]);
+      out.add(more.parts);
     }
     const int32_t offset = static_cast<int32_t>(128 * events);
-    out.each([&](int j, int p, int) { out.parts[j][p] -= offset; });
+    out.each([&](int n) { out.parts[n] -= offset; });
     return out;
   }
 
@@ -156,10 +155,11 @@ struct Int8 {
         }
     }
     Sums<Int8> out;
-    out.each([&](int j, int p, int) {
+    out.each([&](int n) {
+      const int p = n % kParts, j = n / kParts;
       const ShortVector high = odd[0][p] + odd[1][p], low = whole[0][p] + whole[1][p] - (high << 8);
       const WordVector both = (WordVector)(j % 2 == 0 ? low : high);
-      out.parts[j][p] = (IntVector)(j < 2 ? both & 0xFFFF : both >> 16);
+      out.parts[n] = (IntVector)(j < 2 ? both & 0xFFFF : both >> 16);
     });
     return out;
   }

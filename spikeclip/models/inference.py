@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,10 @@ from ..ops import (
     spike_matmul_lif,
 )
 
-# Up to so many first neurons (8 images of 32x32 with 48 channels) a CPU's calls are recorded: beyond, Python hardly counts.
-_RECORDED_NEURONS = 400_000
+# Up to so many first neurons (32 images of 32x32 with 48 channels) a CPU's calls are recorded: beyond, Python hardly counts.
+_RECORDED_NEURONS = 1_600_000
+# Recorded calls that no thread runs have so many first neurons at most, all together.
+_KEPT_NEURONS = 2 * _RECORDED_NEURONS
 
 
 class FoldedWeights(nn.Module):
@@ -85,6 +88,35 @@ class _Recorded:
         """What the readout makes of the stream, kept until the next call; None: a dense product is faster for such spikes."""
         self.currents.copy_(currents)
         return self.means if self.sequence.run() else None
+
+
+class _Kept:
+    """Recorded calls that no thread runs, the one that ran last at the end. Copies and pickles of it are empty."""
+
+    def __init__(self):
+        self._calls: list[_Recorded] = []
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[_Recorded]:
+        return iter(self._calls)
+
+    def __reduce__(self):
+        return _Kept, ()
+
+    def take(self, tower: ImageInference, currents: Tensor) -> _Recorded:
+        """One for ``currents``, recorded where there is none; no other thread gets it before it is given back."""
+        with self._lock:
+            of_size = [call for call in self._calls if call.currents.shape == currents.shape]
+            if of_size:
+                self._calls.remove(of_size[-1])
+        return of_size[-1] if of_size and of_size[-1].is_of(tower) else _Recorded(tower, currents)
+
+    def give(self, call: _Recorded) -> None:
+        """Keep ``call``, and drop the ones that have not run for longest where all are too many."""
+        with self._lock:
+            self._calls.append(call)
+            while sum(call.currents.numel() for call in self._calls) > _KEPT_NEURONS:
+                self._calls.pop(0)
 
 
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
@@ -156,8 +188,9 @@ class ImageInference(nn.Module):
 
     Its features and spikes are those of the tower in evaluation, to rounding for fp32 weights. Nothing in it learns; weights
     are buffers, so that ``state_dict``, ``copy.deepcopy`` and ``to(device)`` work. It computes in float32, whatever dtype it is
-    sent to and under autocast too, and may be called from several threads. On a CPU the calls that few images need are recorded
-    (:class:`spikeclip.ops.Sequence`) and their memory is kept, for each number of images.
+    sent to and under autocast too, and may be called from several threads. On a CPU the calls that up to 32 images of 32x32 need
+    (fewer larger ones) are recorded (:class:`spikeclip.ops.Sequence`), and their memory is kept for the last numbers of images,
+    64 images together.
 
     On a GPU a call for few images is mostly launches of kernels. Nothing in it waits for the device, so that PyTorch can replay
     it as one CUDA graph: ``torch.cuda.make_graphed_callables(ready, (images,))``. It then takes this batch size alone and
@@ -184,7 +217,7 @@ class ImageInference(nn.Module):
         self.blocks = nn.ModuleList(_Block(b, n, weights) for b, n in zip(tower.blocks, following, strict=True))
         fused = all(block.width // block.heads in Sequence.HEADS for block in self.blocks)
         self.recordable = fused and self.entry is not None and isinstance(self.last_pool, nn.Identity)
-        self._recorded: dict[int, list[_Recorded]] = {}
+        self._recorded = _Kept()
         self.readout, self.project = copy.deepcopy(tower.readout).float(), copy.deepcopy(tower.project).float()
         self.requires_grad_(False).eval()
 
@@ -199,10 +232,10 @@ class ImageInference(nn.Module):
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         x = self.first_pool(F.conv2d(x, self.first_weight, self.first_bias, padding=1)).permute(0, 2, 3, 1)
         if self._may_record(x):
-            recorded = self._take(x)
+            recorded = self._recorded.take(self, x)
             means = recorded(x)
             features = None if means is None else self.project(means)
-            self._recorded[len(x)].append(recorded)
+            self._recorded.give(recorded)
             if features is not None:
                 return features
         return self.project(self.readout(self.stream(x).mean(2)))
@@ -210,15 +243,6 @@ class ImageInference(nn.Module):
     def _may_record(self, currents: Tensor) -> bool:
         small = 0 < currents.numel() <= _RECORDED_NEURONS
         return small and self.recordable and Sequence.available(currents.device) and not torch.compiler.is_compiling()
-
-    def _take(self, currents: Tensor) -> _Recorded:
-        """One that no other thread has, recorded where there is none."""
-        kept = self._recorded.setdefault(len(currents), [])
-        try:
-            recorded = kept.pop()
-        except IndexError:
-            return _Recorded(self, currents)
-        return recorded if recorded.is_of(self) else _Recorded(self, currents)
 
     def stream(self, currents: Tensor, sequence: Sequence | None = None) -> Tensor:
         """The stream ``[T, B, N, C]`` behind all blocks, of the first neurons' currents ``[B, H, W, C]``; made or recorded."""
@@ -243,9 +267,6 @@ class ImageInference(nn.Module):
         y = self.last_pool(spike_conv2d(spikes.flatten(0, 1), conv(), conv.bias, padding=1))
         stream = y.permute(0, 2, 3, 1).unflatten(0, spikes.shape[:2]).flatten(2, 3).contiguous()
         return (None if self.entry is None else lif(stream, packed=True, **self.entry)[0]), stream
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_recorded": {}}
 
     def _apply(self, fn, recurse: bool = True) -> ImageInference:
         return super()._apply(lambda tensor: _moved(tensor, fn), recurse)

@@ -183,10 +183,23 @@ def test_recorded_calls_give_the_same_features(trained, kind, monkeypatch):
     with torch.inference_mode():
         got = [ready(batches[0])]
     got += [ready(batch) for batch in batches[1:]]
-    assert [len(kept) for kept in ready._recorded.values()] == [1, 1]
+    assert sorted(len(call.currents) for call in ready._recorded) == [1, 3]
     monkeypatch.setattr(inference, "_RECORDED_NEURONS", 0)
     for batch, features in zip(batches, got, strict=True):
         torch.testing.assert_close(features, ready(batch))
+
+
+def test_recorded_calls_are_kept_for_the_last_sizes(trained, monkeypatch):
+    ready, images = trained.visual.for_inference(), render(4, seed=3).images
+    want = ready(images)
+    (call,) = ready._recorded
+    monkeypatch.setattr(inference, "_KEPT_NEURONS", call.currents.numel() + 1)
+    seen = []
+    for number in (1, 2, 1, 3, 1, 4):
+        torch.testing.assert_close(ready(images[:number]), want[:number])
+        seen.append([len(call.currents) for call in ready._recorded])
+    assert seen == [[1], [1, 2], [2, 1], [1, 3], [3, 1], [4]]
+    assert not list(copy.deepcopy(ready)._recorded)
 
 
 def test_recorded_calls_follow_what_becomes_of_the_tower(trained):
@@ -213,7 +226,7 @@ def test_spikes_for_which_a_dense_product_is_faster(trained, monkeypatch):
             torch.nn.init.constant_(module.bias, 10.0)
     ready, images = tower.for_inference(), render(2, seed=9).images
     got = ready(images)
-    (kept,) = ready._recorded[2]
+    (kept,) = ready._recorded
     assert not kept.sequence.run()
     monkeypatch.setattr(inference, "_RECORDED_NEURONS", 0)
     assert torch.equal(got, ready(images))
