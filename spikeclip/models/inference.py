@@ -188,9 +188,9 @@ class ImageInference(nn.Module):
 
     Its features and spikes are those of the tower in evaluation, to rounding for fp32 weights. Nothing in it learns; weights
     are buffers, so that ``state_dict``, ``copy.deepcopy`` and ``to(device)`` work. It computes in float32, whatever dtype it is
-    sent to and under autocast too, and may be called from several threads. On a CPU the calls that up to 32 images of 32x32 need
-    (fewer larger ones) are recorded (:class:`spikeclip.ops.Sequence`), and their memory is kept for the last numbers of images,
-    64 images together.
+    sent to and under autocast too, and may be called from several threads. On a CPU the calls that up to 32 images of 32x32
+    need (fewer larger ones) are recorded (:class:`spikeclip.ops.Sequence`), and their memory is kept for the last numbers of
+    images, 64 images together.
 
     On a GPU a call for few images is mostly launches of kernels. Nothing in it waits for the device, so that PyTorch can replay
     it as one CUDA graph: ``torch.cuda.make_graphed_callables(ready, (images,))``. It then takes this batch size alone and
