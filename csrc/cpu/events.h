@@ -5,9 +5,11 @@
 #include <memory>
 #include <new>
 #include <type_traits>
+#include <vector>
 
 #include "convert.h"
 #include "lines.h"
+#include "pack.h"
 #include "spike_matmul.h"
 #include "switches.h"
 
@@ -48,9 +50,9 @@ struct Padded : AlignedArray<float> {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The line offsets of the bits of one row; returns how many there are.
-inline int64_t decode_bits(const uint8_t* row, int64_t bytes, uint16_t* list) {
-  EightShorts base = {};
+// The line offsets of the bits of one row, whose first is `first`; returns how many there are.
+inline int64_t decode_bits(const uint8_t* row, int64_t bytes, uint16_t first, uint16_t* list) {
+  EightShorts base = EightShorts{} + first;
   int64_t count = 0;
   for (int64_t b = 0; b < bytes; ++b) {
     *reinterpret_cast<EightShorts*>(list + count) = *reinterpret_cast<const EightShorts*>(kBytes.offsets[row[b]]) + base;
@@ -76,8 +78,25 @@ T* kept(int64_t count) {
   return array->data;
 }
 
-// Lists of `rows` rows over one block of at most `depth` inputs. Every list is padded to whole groups of four with the line of
-// zeros, which follows the block's own lines.
+// Sparse rows take several blocks at once: to begin and end a list costs as much as to add some ten lines, and more than it costs
+// that the lines of several blocks do not all stay in the first-level cache. Sums of int16 fit 16 bits for one block alone.
+inline std::vector<Span> spans_of(const Tiles& tiles, double density) {
+  constexpr int64_t kMostLines = (1 << 16) / kLine;  // whose first byte 16 bits name
+  // Of a list of several blocks, on average; measured.
+  const double most_events = tiles.kind == WeightKind::i16 ? 0 : tiles.kind == WeightKind::i8 ? 160 : 96;
+  std::vector<Span> spans;
+  for (int64_t first = 0, end; first < tiles.blocks(); first = end) {
+    for (end = first + 1; end < tiles.blocks(); ++end) {
+      const int64_t lines = tiles.lines({first, end + 1});
+      if (lines > kMostLines || static_cast<double>(lines) * density > most_events) break;
+    }
+    spans.push_back({first, end});
+  }
+  return spans;
+}
+
+// Lists of `rows` rows over one span of at most `depth` inputs. Every list is padded to whole groups of four with the line of
+// zeros that ends the span's own lines.
 struct Lists {
   uint16_t* offsets;  // capacity(rows, depth)
   int32_t* start;     // [rows + 1], in groups
@@ -93,12 +112,13 @@ struct Lists {
     return Kind::sum(tile, offsets + int64_t{4} * start[r], start[r + 1] - start[r], events[r]);
   }
 
-  // Row r has its bits in the `bytes` bytes at first + r * stride.
-  void decode(const uint8_t* first, int64_t stride, int64_t bytes, int64_t rows, uint16_t zeros) {
+  // `write(r, list)` writes the offsets of row r's lines and returns how many there are.
+  template <typename Write>
+  void fill(int64_t rows, uint16_t zeros, Write write) {
     int32_t groups = 0;
     for (int64_t r = 0; r < rows; ++r) {
       uint16_t* list = offsets + int64_t{4} * groups;
-      const int64_t count = decode_bits(first + r * stride, bytes, list);
+      const int64_t count = write(r, list);
       for (int i = 0; i < 4; ++i) list[count + i] = zeros;
       start[r] = groups;
       events[r] = static_cast<int32_t>(count);
@@ -146,10 +166,10 @@ inline bool may_stream(const void* data, Dtype dtype, int64_t rows, int64_t colu
          rows * columns * 4 > (int64_t{1} << 20);
 }
 
-// Add one block's lines to the sums of `rows` rows. The first block starts the sums, the last hands row m's to `done(m, sums)`,
+// Add one span's lines to the sums of `rows` rows. The first span starts the sums, the last hands row m's to `done(m, sums)`,
 // others leave them in `sums`.
 template <typename Kind, typename Done>
-void add_block(const char* tile, const Lists& lists, int64_t rows, typename Kind::Wide* sums, bool first, bool last, Done done) {
+void add_lines(const char* tile, const Lists& lists, int64_t rows, typename Kind::Wide* sums, bool first, bool last, Done done) {
   by_flags(first, last, [&](auto first, auto last) {
     for (int64_t m = 0; m < rows; ++m) {
       Sums<Kind> sum = lists.template sum<Kind>(tile, m);
@@ -163,51 +183,66 @@ void add_block(const char* tile, const Lists& lists, int64_t rows, typename Kind
   });
 }
 
-// The same, with rows from `row` on of an output for the last block's, in columns from `column` on.
+// The same, with rows from `row` on of an output for the last span's, in columns from `column` on.
 template <typename Kind>
-void add_block(const char* tile, const Lists& lists, int64_t rows, typename Kind::Wide* sums, bool first, bool last,
+void add_lines(const char* tile, const Lists& lists, int64_t rows, typename Kind::Wide* sums, bool first, bool last,
                const Output& out, int64_t row, int64_t column) {
   const float *scale = out.scale + column, *bias = out.bias + column;
   const int64_t columns = out.columns;
   float* to = static_cast<float*>(out.data) + row * columns + column;
   if (out.dtype != Dtype::f32 || column + Kind::kColumns > columns)
-    add_block<Kind>(tile, lists, rows, sums, first, last, [&](int64_t m, const auto& sum) { out.write<Kind>(row + m, column, sum); });
+    add_lines<Kind>(tile, lists, rows, sums, first, last, [&](int64_t m, const auto& sum) { out.write<Kind>(row + m, column, sum); });
   else if (out.stream)
-    add_block<Kind>(tile, lists, rows, sums, first, last, [=](int64_t m, const auto& sum) {
+    add_lines<Kind>(tile, lists, rows, sums, first, last, [=](int64_t m, const auto& sum) {
       alignas(kLine) float values[Kind::kColumns];
       finish<Kind>(sum, scale, bias, values);
       for (int i = 0; i < Kind::kColumns; i += 16) stream_line(to + m * columns + i, values + i);
     });
   else
-    add_block<Kind>(tile, lists, rows, sums, first, last,
+    add_lines<Kind>(tile, lists, rows, sums, first, last,
                     [=](int64_t m, const auto& sum) { finish<Kind>(sum, scale, bias, to + m * columns); });
+}
+
+// The share of ones among `rows` rows of `length` spikes.
+inline double density_of(const uint32_t* words, int64_t rows, int64_t length) {
+  return static_cast<double>(count(words, rows * words_per_row(length))) / static_cast<double>(std::max<int64_t>(rows * length, 1));
 }
 
 // Where packed rows come from: memory, as they are. A source gives rows of bits, or a panel of rows that becomes lists.
 struct PackedRows {
   const uint32_t* words;
-  int64_t stride;  // in words
+  int64_t number, length;
 
+  int64_t stride() const { return words_per_row(length); }
+  double density() const { return density_of(words, number, length); }
   int64_t scratch(int64_t) const { return 0; }
-  const uint32_t* rows(int64_t first, int64_t, uint32_t*) const { return words + first * stride; }
+  const uint32_t* rows(int64_t first, int64_t, uint32_t*) const { return words + first * stride(); }
 
   struct Panel {
     const uint32_t* first;
     int64_t stride, count;
 
     // At least as many events as all lists hold together.
-    int64_t events() const {
-      int64_t total = 0;
-      for (int64_t i = 0; i < count * stride; ++i) total += __builtin_popcount(first[i]);
-      return total;
-    }
-    void decode(const Tiles& tiles, int64_t block, Lists& lists) const {
-      const int64_t length = tiles.block_length(block);
-      lists.decode(reinterpret_cast<const uint8_t*>(first) + tiles.block_start(block) / 8, 4 * stride, ceil_div(length, 8), count,
-                   static_cast<uint16_t>(length * kLine));
+    int64_t events() const { return SPIKECLIP_ISA::count(first, count * stride); }
+    void decode(const Tiles& tiles, Span span, Lists& lists) const {
+      struct Part {
+        const uint8_t* bits;  // of the first row
+        int64_t bytes;
+        uint16_t line;
+      };
+      std::vector<Part> parts;
+      for (int64_t block = span.first; block < span.end; ++block)
+        parts.push_back({reinterpret_cast<const uint8_t*>(first) + tiles.block_start(block) / 8,
+                         ceil_div(tiles.block_length(block), 8), tiles.line(span, block)});
+      lists.fill(count, tiles.zeros(span), [&](int64_t r, uint16_t* list) {
+        int64_t length = 0;
+        for (const Part& part : parts)
+          length += decode_bits(part.bits + 4 * stride * r, part.bytes, part.line, list + length);
+        return length;
+      });
     }
   };
-  Panel panel(const Tiles&, int64_t first, int64_t count) const { return {words + first * stride, stride, count}; }
+  Panel panel(const Tiles&, int64_t first, int64_t count) const { return {words + first * stride(), stride(), count}; }
 };
 
 }  // namespace SPIKECLIP_ISA

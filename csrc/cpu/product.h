@@ -25,7 +25,9 @@ template <typename Kind, typename Source>
 void multiply_by(const Product& c, const Source& source) {
   constexpr int64_t kPanel = 1024;
   const Tiles& tiles = c.tiles;
-  const int64_t strips = tiles.strips(), blocks = tiles.blocks();
+  const int64_t strips = tiles.strips();
+  const std::vector<Span> spans = spans_of(tiles, source.density());
+  const int64_t number = static_cast<int64_t>(spans.size());
   const int threads = c.rows * strips < 64 ? 1 : c.threads;
   const int64_t panel = ceil_div(c.rows, ceil_div(ceil_div(c.rows, kPanel), threads) * threads);
   const int64_t panels = ceil_div(c.rows, panel);
@@ -35,28 +37,30 @@ void multiply_by(const Product& c, const Source& source) {
   const Padded scale(c.scale, tiles.columns, strips * Kind::kColumns), bias(c.bias, tiles.columns, strips * Kind::kColumns);
   const Output out{c.out, c.out_dtype, tiles.columns, scale.data, bias.data,
                    may_stream(c.out, c.out_dtype, c.rows, tiles.columns)};
-  const int64_t list_size = Lists::capacity(panel, std::min(kTileDepth, tiles.length));
-  const AlignedArray<uint16_t> offsets(threads * blocks * list_size);
-  const AlignedArray<int32_t> starts(threads * blocks * (panel + 1)), events(threads * blocks * panel);
-  const AlignedArray<typename Kind::Wide> sums(blocks > 1 ? threads * panel * Kind::kColumns : 0);
+  int64_t depth = 0;
+  for (const Span& span : spans) depth = std::max(depth, tiles.lines(span));
+  const int64_t list_size = Lists::capacity(panel, depth);
+  const AlignedArray<uint16_t> offsets(threads * number * list_size);
+  const AlignedArray<int32_t> starts(threads * number * (panel + 1)), events(threads * number * panel);
+  const AlignedArray<typename Kind::Wide> sums(number > 1 ? threads * panel * Kind::kColumns : 0);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (int64_t job = 0; job < panels * shares; ++job) {
     const int64_t me = thread_index(), share = job % shares;
     const int64_t first = job / shares * panel, rows = std::min(panel, c.rows - first);
-    const auto lists = [&](int64_t block) {
-      const int64_t at = me * blocks + block;
+    const auto lists = [&](int64_t i) {
+      const int64_t at = me * number + i;
       return Lists{offsets.data + at * list_size, starts.data + at * (panel + 1), events.data + at * panel};
     };
     const auto bits = source.panel(tiles, first, rows);
-    for (int64_t block = 0; block < blocks; ++block) {
-      Lists mine = lists(block);
-      bits.decode(tiles, block, mine);
+    for (int64_t i = 0; i < number; ++i) {
+      Lists mine = lists(i);
+      bits.decode(tiles, spans[i], mine);
     }
-    typename Kind::Wide* mine = blocks > 1 ? sums.data + me * panel * Kind::kColumns : nullptr;
+    typename Kind::Wide* mine = number > 1 ? sums.data + me * panel * Kind::kColumns : nullptr;
     for (int64_t strip = share * strips / shares; strip < (share + 1) * strips / shares; ++strip)
-      for (int64_t block = 0; block < blocks; ++block)
-        add_block<Kind>(static_cast<const char*>(c.weights) + tiles.offset(strip, block), lists(block), rows, mine,
-                        block == 0, block == blocks - 1, out, first, strip * Kind::kColumns);
+      for (int64_t i = 0; i < number; ++i)
+        add_lines<Kind>(static_cast<const char*>(c.weights) + tiles.offset(strip, spans[i].first), lists(i), rows, mine, i == 0,
+                        i == number - 1, out, first, strip * Kind::kColumns);
   }
 }
 

@@ -96,42 +96,45 @@ struct Worker {
   const SpikeLif& c;
   const Source& source;
   const float *scale, *bias;  // padded to whole strips
-  Lists* lists;               // [steps, blocks]
-  int64_t at_once, neurons;   // rows that go through all steps and blocks together, and what the pool leaves of them
-  Wide* sums;                 // [at_once, kColumns], where there are several blocks
+  const std::vector<Span>& spans;
+  Lists* lists;               // [steps, spans]
+  int64_t number;             // of spans
+  int64_t at_once, neurons;   // rows that go through all steps and spans together, and what the pool leaves of them
+  Wide* sums;                 // [at_once, kColumns], where there are several spans
   float* currents;            // [at_once, kColumns]
   float* membranes;           // [neurons, kColumns]
 
-  Worker(const SpikeLif& c, const Source& source, const Padded& scale, const Padded& bias, const Panels& panels, Lists* lists)
-      : c(c), source(source), scale(scale.data), bias(bias.data), lists(lists),
-        at_once(c.pool_size != 0 || c.tiles.blocks() > 1 ? panels.most_rows() : std::min(kRowsAtOnce, panels.most_rows())),
+  Worker(const SpikeLif& c, const Source& source, const Padded& scale, const Padded& bias, const Panels& panels,
+         const std::vector<Span>& spans, Lists* lists)
+      : c(c), source(source), scale(scale.data), bias(bias.data), spans(spans), lists(lists),
+        number(static_cast<int64_t>(spans.size())),
+        at_once(c.pool_size != 0 || number > 1 ? panels.most_rows() : std::min(kRowsAtOnce, panels.most_rows())),
         neurons(c.pool_size != 0 ? panels.most_out_rows() : at_once),
-        sums(kept<SumsSlot, Wide>(c.tiles.blocks() > 1 ? at_once * kColumns : 0)),
+        sums(kept<SumsSlot, Wide>(number > 1 ? at_once * kColumns : 0)),
         currents(kept<CurrentsSlot, float>(at_once * kColumns)), membranes(kept<MembranesSlot, float>(neurons * kColumns)) {}
 
   // Steps `begin` to `end`; the lists lie in this thread's memory until its next call.
   void decode(const Panel& panel, int64_t begin, int64_t end) {
     const Tiles& tiles = c.tiles;
-    const int64_t blocks = tiles.blocks(), step_rows = c.shape.batch * c.shape.out_height * c.shape.out_width;
+    const int64_t step_rows = c.shape.batch * c.shape.out_height * c.shape.out_width;
     std::vector<typename Source::Panel> steps;
     int64_t events = 0;
     for (int64_t t = begin; t < end; ++t) {
       steps.push_back(source.panel(tiles, t * step_rows + panel.first, panel.count));
       events += steps.back().events();
     }
-    const int64_t number = (end - begin) * blocks;
-    uint16_t* offsets = kept<OffsetsSlot, uint16_t>(events + 4 * panel.count * number + kSpill);
-    int32_t* starts = kept<StartsSlot, int32_t>(number * (2 * panel.count + 1));
-    for (int64_t i = 0; i < number; ++i) {
-      Lists& list = lists[begin * blocks + i];
+    const int64_t all = (end - begin) * number;
+    uint16_t* offsets = kept<OffsetsSlot, uint16_t>(events + 4 * panel.count * all + kSpill);
+    int32_t* starts = kept<StartsSlot, int32_t>(all * (2 * panel.count + 1));
+    for (int64_t i = 0; i < all; ++i) {
+      Lists& list = lists[begin * number + i];
       list = {offsets, starts, starts + panel.count + 1};
-      steps[i / blocks].decode(tiles, i % blocks, list);
+      steps[i / number].decode(tiles, spans[i % number], list);
       offsets += int64_t{4} * list.start[panel.count];
       starts += 2 * panel.count + 1;
     }
   }
 
-  const Lists& list(int64_t t, int64_t block) const { return lists[t * c.tiles.blocks() + block]; }
   const char* tile(int64_t strip, int64_t block) const {
     return static_cast<const char*>(c.weights) + c.tiles.offset(strip, block);
   }
@@ -139,9 +142,9 @@ struct Worker {
   // `next` is the strip that this thread most likely takes next: its tiles are fetched meanwhile.
   void strip(const Panel& panel, int64_t strip, int64_t next) {
     const bool more = next < c.tiles.strips();
-    const int64_t calls = ceil_div(panel.count, at_once) * c.steps * c.tiles.blocks();
+    const int64_t calls = ceil_div(panel.count, at_once) * c.steps * number;
     Fetch fetch(tile(more ? next : strip, 0), more ? c.tiles.length + c.tiles.blocks() : 0, calls);
-    const int64_t last = c.tiles.blocks() - 1, column = strip * kColumns;
+    const int64_t column = strip * kColumns;
     const auto finished = [to = currents, scale = scale + column, bias = bias + column](int64_t m, const Sums<Kind>& sum) {
       finish<Kind>(sum, scale, bias, to + m * kColumns);
     };
@@ -149,9 +152,10 @@ struct Worker {
       const int64_t rows = std::min(at_once, panel.count - first);
       std::fill(membranes, membranes + neurons * kColumns, c.params.v_reset);
       for (int64_t t = 0; t < c.steps; ++t) {
-        for (int64_t block = 0; block <= last; ++block) {
+        for (int64_t i = 0; i < number; ++i) {
           fetch.more();
-          add_block<Kind>(tile(strip, block), list(t, block).from(first), rows, sums, block == 0, block == last, finished);
+          add_lines<Kind>(tile(strip, spans[i].first), lists[t * number + i].from(first), rows, sums, i == 0, i == number - 1,
+                          finished);
         }
         if (c.pool_size != 0) {
           fire_pooled(panel, t, column);
@@ -229,13 +233,14 @@ void run(const SpikeLif& c, const Source& source) {
   const Padded bias(c.bias, c.tiles.columns, strips * Kind::kColumns);
   const Panels panels(c);
   const int threads = c.steps * panels.rows * strips < 64 ? 1 : c.threads;
-  const int64_t lists = c.steps * c.tiles.blocks();
+  const std::vector<Span> spans = spans_of(c.tiles, source.density());
+  const int64_t lists = c.steps * static_cast<int64_t>(spans.size());
   if (panels.number == 1 && strips >= 2 * threads) {  // they decode it together and share its strips
     const std::unique_ptr<Lists[]> shared(new Lists[lists]);
     const Panel panel = panels[0];
 #pragma omp parallel num_threads(threads)
     {
-      Worker<Kind, decay_input, soft_reset, Source> worker(c, source, scale, bias, panels, shared.get());
+      Worker<Kind, decay_input, soft_reset, Source> worker(c, source, scale, bias, panels, spans, shared.get());
       const int64_t me = thread_index(), team = team_size();
       worker.decode(panel, me * c.steps / team, (me + 1) * c.steps / team);
 #pragma omp barrier
@@ -247,7 +252,7 @@ void run(const SpikeLif& c, const Source& source) {
 #pragma omp parallel num_threads(threads)
   {
     const std::unique_ptr<Lists[]> own(new Lists[lists]);
-    Worker<Kind, decay_input, soft_reset, Source> worker(c, source, scale, bias, panels, own.get());
+    Worker<Kind, decay_input, soft_reset, Source> worker(c, source, scale, bias, panels, spans, own.get());
 #pragma omp for schedule(dynamic, 1)
     for (int64_t job = 0; job < panels.number * shares; ++job) {
       const Panel panel = panels[job / shares];
@@ -277,7 +282,7 @@ void run_kind(const SpikeLif& c, const Source& source) {
 }  // namespace
 
 void spike_lif(const SpikeLif& c) {
-  if (!c.convolution) return run_kind(c, PackedRows{c.words, words_per_row(c.channels)});
+  if (!c.convolution) return run_kind(c, PackedRows{c.words, c.steps * c.shape.batch, c.channels});
   Conv2d every = c.shape;
   every.batch *= c.steps;
   run_kind(c, Windows{every, c.words, c.channels});

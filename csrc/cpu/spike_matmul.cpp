@@ -56,12 +56,12 @@ void tile_weights(const TileWeights& c) {
 
 void spike_matmul(const SpikeMatmul& c) {
   multiply({c.rows, c.tiles, c.weights, c.scale, c.bias, c.out, c.out_dtype, c.threads},
-           PackedRows{c.words, words_per_row(c.tiles.length)});
+           PackedRows{c.words, c.rows, c.tiles.length});
 }
 
 void spike_matmul_grad(const SpikeMatmulGrad& c) {
   weight_gradient({c.rows, c.length, c.columns, c.dy, c.dy_dtype, c.dw, c.threads},
-                  PackedRows{c.words, words_per_row(c.length)});
+                  PackedRows{c.words, c.rows, c.length});
 }
 
 }  // namespace SPIKECLIP_ISA

@@ -14,6 +14,11 @@ enum class WeightKind : int { f32 = 0, i16 = 1, i8 = 2 };
 inline int64_t tile_columns(WeightKind kind) { return kind == WeightKind::f32 ? 16 : kind == WeightKind::i16 ? 32 : 64; }
 constexpr int64_t kTileDepth = 448;
 
+// Consecutive blocks of a tile whose lines one list of spikes names.
+struct Span {
+  int64_t first, end;
+};
+
 // Weights [length, columns] as tiles: per strip of tile_columns columns, per block of at most kTileDepth rows, its rows' lines
 // and a line of zeros. A tap's rows (a convolution's channels at one place of its window; all rows of a matrix) either lie in
 // one block, with as many other taps as there is room for, or are split into parts of whole bytes of spikes.
@@ -35,6 +40,13 @@ struct Tiles {
     const int64_t most = parts() > 1 ? part() : group() * tap;
     return left < most ? left : most;
   }
+  // Lines of a span, those of zeros included.
+  int64_t lines(Span s) const { return block_start(s.end - 1) + block_length(s.end - 1) - block_start(s.first) + s.end - s.first; }
+  // Where a block's first line and the span's last line, of zeros, lie, in bytes from the span's first line.
+  uint16_t line(Span s, int64_t block) const {
+    return static_cast<uint16_t>((block_start(block) - block_start(s.first) + block - s.first) * 64);
+  }
+  uint16_t zeros(Span s) const { return static_cast<uint16_t>((lines(s) - 1) * 64); }
   int64_t bytes() const { return strips() * (length + blocks()) * 64; }
   int64_t offset(int64_t strip, int64_t block) const {
     return (strip * (length + blocks()) + block_start(block) + block) * 64;

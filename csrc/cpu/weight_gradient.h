@@ -46,8 +46,10 @@ void weight_gradient(const WeightGradient& c, const Source& source) {
       for (int64_t slot = 0; slot < now; ++slot) {
         const int64_t first = (done + slot) * kDepth, rows = std::min(kDepth, c.rows - first);
         transpose_bits(source.rows(first, rows, scratch.data), stride, rows, c.length, columns.data, kDepth / 64);
-        lists(slot).decode(reinterpret_cast<const uint8_t*>(columns.data), kDepth / 8, ceil_div(rows, 8), c.length,
-                           static_cast<uint16_t>(kDepth * kLine));
+        lists(slot).fill(c.length, static_cast<uint16_t>(kDepth * kLine), [&](int64_t input, uint16_t* list) {
+          const auto* bits = reinterpret_cast<const uint8_t*>(columns.data) + input * kDepth / 8;
+          return decode_bits(bits, ceil_div(rows, 8), 0, list);
+        });
       }
       const AlignedArray<char> tiles(together * kTile);
       memset(tiles.data, 0, static_cast<size_t>(together * kTile));
@@ -67,7 +69,7 @@ void weight_gradient(const WeightGradient& c, const Source& source) {
                      static_cast<size_t>(std::min(kColumns, width - i)) * sizeof(float));
           }
           for (int64_t strip = begin; strip < end; ++strip)
-            add_block<Float32>(tiles.data + (strip - begin) * kTile, lists(slot), c.length,
+            add_lines<Float32>(tiles.data + (strip - begin) * kTile, lists(slot), c.length,
                                sums.data + strip * c.length * kColumns, done + slot == 0, done + slot == blocks - 1, out, 0,
                                strip * kColumns);
         }

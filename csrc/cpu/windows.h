@@ -21,6 +21,7 @@ struct Windows {
   int64_t channels;
 
   int64_t stride() const { return words_per_row(shape.kernel_height * shape.kernel_width * channels); }
+  double density() const { return density_of(words, shape.batch * shape.height * shape.width, channels); }
   // One word more than the rows: the last window's shifted bits may spill zeros into it.
   int64_t scratch(int64_t rows) const { return rows * stride() + 1; }
 
@@ -56,46 +57,42 @@ struct Windows {
       return taps * static_cast<int64_t>(offsets.size());
     }
 
-    void decode(const Tiles& tiles, int64_t block, Lists& lists) const {
+    void decode(const Tiles& tiles, Span span, Lists& lists) const {
       const Conv2d& s = source->shape;
-      const int64_t parts = tiles.parts(), channels = source->channels, taps = s.kernel_height * s.kernel_width;
-      const int64_t tap = parts > 1 ? block / parts : block * tiles.group();
-      const int64_t end = parts > 1 ? tap + 1 : std::min(taps, tap + tiles.group());
+      const int64_t parts = tiles.parts(), taps = s.kernel_height * s.kernel_width;
       const int64_t pixels = static_cast<int64_t>(starts.size()) / parts;
-      const int32_t* start = starts.data() + block % parts * pixels;
-      const uint16_t zeros = static_cast<uint16_t>(tiles.block_length(block) * kLine);
-      struct Tap {
+      struct Place {
         int64_t down, right;
-        uint16_t base;
+        const int32_t* start;
+        uint16_t line;
       };
-      std::vector<Tap> places;
-      for (int64_t i = tap; i < end; ++i)
-        places.push_back({i / s.kernel_width - s.pad_height, i % s.kernel_width - s.pad_width,
-                          static_cast<uint16_t>((i - tap) * channels * kLine)});
+      std::vector<Place> places;
+      for (int64_t block = span.first; block < span.end; ++block) {
+        const int64_t first_tap = parts > 1 ? block / parts : block * tiles.group();
+        const int64_t end = parts > 1 ? first_tap + 1 : std::min(taps, first_tap + tiles.group());
+        for (int64_t tap = first_tap; tap < end; ++tap)
+          places.push_back({tap / s.kernel_width - s.pad_height, tap % s.kernel_width - s.pad_width,
+                            starts.data() + block % parts * pixels,
+                            static_cast<uint16_t>(tiles.line(span, block) + (tap - first_tap) * source->channels * kLine)});
+      }
       int64_t x = first % s.out_width, y = first / s.out_width % s.out_height, image = first / s.out_width / s.out_height;
-      int32_t groups = 0;
-      for (int64_t m = 0; m < count; ++m) {
-        uint16_t* list = lists.offsets + int64_t{4} * groups;
+      lists.fill(count, tiles.zeros(span), [&](int64_t, uint16_t* list) {
         const int64_t top = y * s.stride_height, left = x * s.stride_width;
         const int64_t origin = (image * s.height + top) * s.width + left - pixels_first;
         int64_t length = 0;
-        for (const Tap& place : places) {
+        for (const Place& place : places) {
           const uint64_t row = static_cast<uint64_t>(top + place.down), column = static_cast<uint64_t>(left + place.right);
           if (row >= static_cast<uint64_t>(s.height) || column >= static_cast<uint64_t>(s.width)) continue;
-          const int32_t* from = start + origin + place.down * s.width + place.right;
-          append(list + length, offsets.data() + from[0], from[1] - from[0], place.base);
+          const int32_t* from = place.start + origin + place.down * s.width + place.right;
+          append(list + length, offsets.data() + from[0], from[1] - from[0], place.line);
           length += from[1] - from[0];
         }
-        for (int i = 0; i < 4; ++i) list[length + i] = zeros;
-        lists.start[m] = groups;
-        lists.events[m] = static_cast<int32_t>(length);
-        groups += static_cast<int32_t>((length + 3) / 4);
         if (++x == s.out_width) {
           x = 0;
           if (++y == s.out_height) y = 0, ++image;
         }
-      }
-      lists.start[count] = groups;
+        return length;
+      });
     }
 
     static void append(uint16_t* to, const uint16_t* from, int64_t number, uint16_t base) {
@@ -114,8 +111,7 @@ struct Windows {
     const int64_t pixels = image_row(first + count - 1, s.kernel_height) * s.width - panel.pixels_first;
     const int64_t parts = tiles.parts(), words_each = words_per_row(channels);
     const auto* bits = reinterpret_cast<const uint8_t*>(words + panel.pixels_first * words_each);
-    int64_t events = 0;
-    for (int64_t i = 0; i < pixels * words_each; ++i) events += __builtin_popcount(words[panel.pixels_first * words_each + i]);
+    const int64_t events = SPIKECLIP_ISA::count(words + panel.pixels_first * words_each, pixels * words_each);
     panel.offsets.resize(static_cast<size_t>(events + kSpill));
     panel.starts.resize(static_cast<size_t>(parts * (pixels + 1)));
     int64_t end = 0;
@@ -124,7 +120,7 @@ struct Windows {
       int32_t* start = panel.starts.data() + part * (pixels + 1);
       for (int64_t p = 0; p < pixels; ++p) {
         start[p] = static_cast<int32_t>(end);
-        end += decode_bits(bits + 4 * p * words_each + from / 8, ceil_div(length, 8), panel.offsets.data() + end);
+        end += decode_bits(bits + 4 * p * words_each + from / 8, ceil_div(length, 8), 0, panel.offsets.data() + end);
       }
       start[pixels] = static_cast<int32_t>(end);
     }

@@ -94,6 +94,20 @@ def test_integer_weights_are_multiplied_exactly(backend, kind):
     torch.testing.assert_close(got.double(), want, rtol=exact, atol=exact)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["fp32", "int16", "int8"])
+@pytest.mark.parametrize("density", [0.003, 0.03, 0.12])
+@pytest.mark.parametrize("channels", [60, 96, 210, 500])
+def test_windows_so_sparse_that_kernels_take_more_of_them_at_once(backend, kind, density, channels):
+    s, w, bias = (t.to(DEVICE) for t in tensors(2, channels, 6, 5, 70, (3, 3), density=density))
+    s[:, -1] = 1
+    weights = prepare_weights(w, kind)
+    want = torch.nn.functional.conv2d(s.double(), weights.dequantize().double(), bias.double(), padding=1)
+    got = spike_conv2d(pack_spikes(s.permute(0, 2, 3, 1)), weights, bias, padding=1, backend=backend)
+    exact = 1e-4 if (backend, DEVICE) == ("torch", "cuda") else 1e-5  # cuDNN may transform the window
+    torch.testing.assert_close(got.double(), want, rtol=exact, atol=exact)
+
+
 @pytest.mark.parametrize("backend", FUSED)
 def test_results_do_not_depend_on_the_number_of_threads(backend):
     s, w, bias = tensors(3, 40, 9, 7, 20, (3, 3))

@@ -95,6 +95,20 @@ def test_integer_weights_are_multiplied_exactly(backend, kind, length):
         torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["fp32", "int16", "int8"])
+@pytest.mark.parametrize("density", [0.001, 0.03, 0.12])
+@pytest.mark.parametrize("length", [449, 1000, 1536, 5000])
+def test_rows_so_sparse_that_kernels_take_more_of_them_at_once(backend, kind, density, length):
+    s = (torch.rand(90, length, device=DEVICE) < density).float()
+    s[:, -1] = 1
+    w, bias = torch.randn(length, 70, device=DEVICE) / length**0.5, torch.randn(70, device=DEVICE)
+    weights = prepare_weights(w, kind)
+    want = s.double() @ weights.dequantize().double() + bias.double()
+    got = spike_matmul(pack_spikes(s), weights, bias, backend=backend)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=2e-6)
+
+
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name == "triton"])
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int16, torch.int8], ids=str)
 def test_the_16_bit_parts_of_weights_sum_to_them_exactly(backend, dtype):
