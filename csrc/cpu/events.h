@@ -169,7 +169,7 @@ inline bool may_stream(const void* data, Dtype dtype, int64_t rows, int64_t colu
 // Add one span's lines to the sums of `rows` rows. The first span starts the sums, the last hands row m's to `done(m, sums)`,
 // others leave them in `sums`.
 template <typename Kind, typename Done>
-void add_lines(const char* tile, const Lists& lists, int64_t rows, typename Kind::Wide* sums, bool first, bool last, Done done) {
+void add_lines(const char* tile, Lists lists, int64_t rows, typename Kind::Wide* sums, bool first, bool last, Done done) {
   by_flags(first, last, [&](auto first, auto last) {
     for (int64_t m = 0; m < rows; ++m) {
       Sums<Kind> sum = lists.template sum<Kind>(tile, m);
