@@ -79,7 +79,8 @@ T* kept(int64_t count) {
 }
 
 // Sparse rows take several blocks at once: to begin and end a list costs as much as to add some ten lines, and more than it costs
-// that the lines of several blocks do not all stay in the first-level cache. Sums of int16 fit 16 bits for one block alone.
+// that the lines of several blocks do not all stay in the first-level cache. The density is that of the whole input, so that
+// the order of float32 sums does not depend on the number of threads. Sums of int16 fit 16 bits for one block alone.
 inline std::vector<Span> spans_of(const Tiles& tiles, double density) {
   constexpr int64_t kMostLines = (1 << 16) / kLine;  // whose first byte 16 bits name
   // Of a list of several blocks, on average; measured.
