@@ -26,7 +26,7 @@ void multiply_by(const Product& c, const Source& source) {
   constexpr int64_t kPanel = 1024;
   const Tiles& tiles = c.tiles;
   const int64_t strips = tiles.strips();
-  const std::vector<Span> spans = spans_of(tiles, source.density());
+  const std::vector<Span> spans = spans_of(tiles, source);
   const int64_t number = static_cast<int64_t>(spans.size());
   const int threads = c.rows * strips < 64 ? 1 : c.threads;
   const int64_t panel = ceil_div(c.rows, ceil_div(ceil_div(c.rows, kPanel), threads) * threads);

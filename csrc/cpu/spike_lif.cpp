@@ -233,7 +233,7 @@ void run(const SpikeLif& c, const Source& source) {
   const Padded bias(c.bias, c.tiles.columns, strips * Kind::kColumns);
   const Panels panels(c);
   const int threads = c.steps * panels.rows * strips < 64 ? 1 : c.threads;
-  const std::vector<Span> spans = spans_of(c.tiles, source.density());
+  const std::vector<Span> spans = spans_of(c.tiles, source);
   const int64_t lists = c.steps * static_cast<int64_t>(spans.size());
   if (panels.number == 1 && strips >= 2 * threads) {  // they decode it together and share its strips
     const std::unique_ptr<Lists[]> shared(new Lists[lists]);

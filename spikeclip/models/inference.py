@@ -23,10 +23,12 @@ from ..ops import (
     spike_matmul_lif,
 )
 
-# Up to so many first neurons (32 images of 32x32 with 48 channels) a CPU's calls are recorded: beyond, Python hardly counts.
+# A CPU's calls are recorded up to so many first neurons (32 images of 32x32 for spikeclip-4-384): beyond, Python hardly counts.
 _RECORDED_NEURONS = 1_600_000
-# Recorded calls that no thread runs have so many first neurons at most, all together.
-_KEPT_NEURONS = 2 * _RECORDED_NEURONS
+# From so many on, not to have recorded a call costs less than to make one again that was refused.
+_MANY_NEURONS = 400_000
+# Tensors of the recorded calls that no thread runs, all together; the last call is kept in any case.
+_KEPT_BYTES = 128 * 2**20
 
 
 class FoldedWeights(nn.Module):
@@ -78,9 +80,10 @@ class _Recorded:
             self.currents = torch.empty(like.shape)
             stream = tower.stream(self.currents, self.sequence)
             self.means = self.sequence.mean(stream, tower.readout.weight)
+        self.nbytes = self.sequence.nbytes
 
     def is_of(self, tower: ImageInference) -> bool:
-        """Whether the tower still has the tensors that were recorded."""
+        """Whether the layers that were recorded still have the tensors that they had."""
         same = all(layer._prepared is weights and layer._buffers["bias"] is bias for layer, weights, bias in self.layers)
         return same and tower.readout.weight.data_ptr() == self.readout
 
@@ -91,32 +94,37 @@ class _Recorded:
 
 
 class _Kept:
-    """Recorded calls that no thread runs, the one that ran last at the end. Copies and pickles of it are empty."""
+    """Recorded calls that no thread runs, the one that ran last at the end.
+
+    ``refused``: a call was once not made, because its spikes were so many that a dense product is faster.
+    """
 
     def __init__(self):
+        self.refused = False
         self._calls: list[_Recorded] = []
         self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[_Recorded]:
         return iter(self._calls)
 
-    def __reduce__(self):
-        return _Kept, ()
-
     def take(self, tower: ImageInference, currents: Tensor) -> _Recorded:
         """One for ``currents``, recorded where there is none; no other thread gets it before it is given back."""
         with self._lock:
-            of_size = [call for call in self._calls if call.currents.shape == currents.shape]
-            if of_size:
-                self._calls.remove(of_size[-1])
-        return of_size[-1] if of_size and of_size[-1].is_of(tower) else _Recorded(tower, currents)
+            calls = [call for call in self._calls if call.currents.shape == currents.shape]
+            if calls and calls[-1].is_of(tower):
+                self._calls.remove(calls[-1])
+                return calls[-1]
+            stale, self._calls = (self._calls, []) if calls else ([], self._calls)
+        del calls, stale
+        return _Recorded(tower, currents)
 
     def give(self, call: _Recorded) -> None:
-        """Keep ``call``, and drop the ones that have not run for longest where all are too many."""
+        """Keep ``call``, and drop the ones that have not run for longest where all are too large."""
+        dropped = []
         with self._lock:
             self._calls.append(call)
-            while sum(call.currents.numel() for call in self._calls) > _KEPT_NEURONS:
-                self._calls.pop(0)
+            while len(self._calls) > 1 and sum(call.nbytes for call in self._calls) > _KEPT_BYTES:
+                dropped.append(self._calls.pop(0))
 
 
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
@@ -188,9 +196,9 @@ class ImageInference(nn.Module):
 
     Its features and spikes are those of the tower in evaluation, to rounding for fp32 weights. Nothing in it learns; weights
     are buffers, so that ``state_dict``, ``copy.deepcopy`` and ``to(device)`` work. It computes in float32, whatever dtype it is
-    sent to and under autocast too, and may be called from several threads. On a CPU the calls that up to 32 images of 32x32
-    need (fewer larger ones) are recorded (:class:`spikeclip.ops.Sequence`), and their memory is kept for the last numbers of
-    images, 64 images together.
+    sent to and under autocast too, and may be called from several threads. On a CPU the calls that up to 1.6 million first
+    neurons need (32 images of 32x32 for spikeclip-4-384) are recorded (:class:`spikeclip.ops.Sequence`). Their memory is kept,
+    for the last numbers of images: 128 MiB, or more for the last call alone.
 
     On a GPU a call for few images is mostly launches of kernels. Nothing in it waits for the device, so that PyTorch can replay
     it as one CUDA graph: ``torch.cuda.make_graphed_callables(ready, (images,))``. It then takes this batch size alone and
@@ -235,13 +243,14 @@ class ImageInference(nn.Module):
             recorded = self._recorded.take(self, x)
             means = recorded(x)
             features = None if means is None else self.project(means)
+            self._recorded.refused |= means is None
             self._recorded.give(recorded)
             if features is not None:
                 return features
         return self.project(self.readout(self.stream(x).mean(2)))
 
     def _may_record(self, currents: Tensor) -> bool:
-        small = 0 < currents.numel() <= _RECORDED_NEURONS
+        small = 0 < currents.numel() <= (_MANY_NEURONS if self._recorded.refused else _RECORDED_NEURONS)
         return small and self.recordable and Sequence.available(currents.device) and not torch.compiler.is_compiling()
 
     def stream(self, currents: Tensor, sequence: Sequence | None = None) -> Tensor:
@@ -267,6 +276,12 @@ class ImageInference(nn.Module):
         y = self.last_pool(spike_conv2d(spikes.flatten(0, 1), conv(), conv.bias, padding=1))
         stream = y.permute(0, 2, 3, 1).unflatten(0, spikes.shape[:2]).flatten(2, 3).contiguous()
         return (None if self.entry is None else lif(stream, packed=True, **self.entry)[0]), stream
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_recorded": None}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__({**state, "_recorded": _Kept()})
 
     def _apply(self, fn, recurse: bool = True) -> ImageInference:
         return super()._apply(lambda tensor: _moved(tensor, fn), recurse)

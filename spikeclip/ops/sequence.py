@@ -36,6 +36,12 @@ class Sequence:
         self._calls = _backends.functions("cpu", "cpu", torch.float32).recording()
         self._tensors: list[object] = []
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors that are kept, those of prepared weights apart."""
+        storages = [t.untyped_storage() for t in self._tensors if isinstance(t, Tensor)]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
     def run(self) -> bool:
         """Make the calls. False: ``backend="auto"`` would have multiplied densely, and what follows was not computed."""
         return self._calls.run()

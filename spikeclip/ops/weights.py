@@ -30,6 +30,9 @@ class SpikeWeights:
         tile = getattr(_backends.functions("auto", values.device.type, torch.float32), "tile", None)
         self.tiles: Tensor | None = None if tile is None else tile(values)
 
+    def __reduce__(self):
+        return SpikeWeights, (self.values, self.scale)  # the layout of tiles is the kernels' own
+
     @property
     def shape(self) -> torch.Size:
         return self.values.shape

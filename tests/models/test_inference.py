@@ -193,13 +193,19 @@ def test_recorded_calls_are_kept_for_the_last_sizes(trained, monkeypatch):
     ready, images = trained.visual.for_inference(), render(4, seed=3).images
     want = ready(images)
     (call,) = ready._recorded
-    monkeypatch.setattr(inference, "_KEPT_NEURONS", call.currents.numel() + 1)
+    assert call.nbytes > 4 * call.currents.numel()
+    monkeypatch.setattr(inference, "_KEPT_BYTES", int(1.2 * call.nbytes))
     seen = []
     for number in (1, 2, 1, 3, 1, 4):
         torch.testing.assert_close(ready(images[:number]), want[:number])
         seen.append([len(call.currents) for call in ready._recorded])
     assert seen == [[1], [1, 2], [2, 1], [1, 3], [3, 1], [4]]
-    assert not list(copy.deepcopy(ready)._recorded)
+    monkeypatch.setattr(inference, "_KEPT_BYTES", 1)
+    ready(images[:2])
+    assert [len(call.currents) for call in ready._recorded] == [2]
+    for copied in (copy.copy(ready), copy.deepcopy(ready)):
+        assert not list(copied._recorded) and torch.equal(copied(images[:2]), ready(images[:2]))
+    assert len(list(ready._recorded)) == 1
 
 
 def test_recorded_calls_follow_what_becomes_of_the_tower(trained):
@@ -228,6 +234,9 @@ def test_spikes_for_which_a_dense_product_is_faster(trained, monkeypatch):
     got = ready(images)
     (kept,) = ready._recorded
     assert not kept.sequence.run()
+    monkeypatch.setattr(inference, "_MANY_NEURONS", kept.currents.numel() - 1)
+    monkeypatch.setattr(Sequence, "run", None)  # not tried again for as many
+    assert torch.equal(got, ready(images))
     monkeypatch.setattr(inference, "_RECORDED_NEURONS", 0)
     assert torch.equal(got, ready(images))
 

@@ -1,5 +1,7 @@
+import copy
 import gc
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -316,6 +318,16 @@ def test_prepared_weights_are_a_copy_at_any_density(kind):
     for density in (0.1, 1.0):
         s = (torch.rand(64, 100, device=DEVICE) < density).float()
         torch.testing.assert_close(spike_matmul(s, prepared), s @ held, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "int16", "int8"])
+def test_copies_and_pickles_of_prepared_weights_hold_no_layout(kind):
+    s, w = (torch.rand(9, 100) < 0.3).float(), torch.randn(100, 70)
+    weights = prepare_weights(w, kind)
+    want = spike_matmul(s, weights)
+    for other in (copy.deepcopy(weights), pickle.loads(pickle.dumps(weights))):
+        assert torch.equal(spike_matmul(s, other), want)
+    assert len(pickle.dumps(weights)) < weights.values.numel() * weights.values.element_size() + 2000
 
 
 def test_prepared_weights_see_a_lazy_sign():
