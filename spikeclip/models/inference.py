@@ -109,13 +109,15 @@ class _Kept:
 
     def take(self, tower: ImageInference, currents: Tensor) -> _Recorded:
         """One for ``currents``, recorded where there is none; no other thread gets it before it is given back."""
+        stale: list[_Recorded] = []
         with self._lock:
-            calls = [call for call in self._calls if call.currents.shape == currents.shape]
-            if calls and calls[-1].is_of(tower):
-                self._calls.remove(calls[-1])
-                return calls[-1]
-            stale, self._calls = (self._calls, []) if calls else ([], self._calls)
-        del calls, stale
+            found = [call for call in self._calls if call.currents.shape == currents.shape]
+            if found:
+                if found[-1].is_of(tower):
+                    self._calls.remove(found[-1])
+                    return found[-1]
+                stale, self._calls = self._calls, []
+        del found, stale  # before others take as much memory
         return _Recorded(tower, currents)
 
     def give(self, call: _Recorded) -> None:
