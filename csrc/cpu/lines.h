@@ -23,7 +23,6 @@ constexpr int kVector = 32;
 constexpr int kVector = 16;
 #endif
 constexpr int kParts = kLine / kVector;
-
 constexpr int kLanes = kVector / 4;
 
 typedef float FloatVector __attribute__((vector_size(kVector), may_alias));
