@@ -75,7 +75,7 @@ void forward(const LifForward& c, Spike one) {
 template <Surrogate kind, bool soft_reset, bool detach_reset>
 void backward(const LifBackward& c) {
   const LifParams& p = c.params;
-  const Recompute recompute = recompute_for(p);
+  const Recompute recompute = recompute_for<false>(p);
   const int64_t block = backward_block(c.steps);
   const int64_t blocks = (c.n + block - 1) / block;
 #pragma omp parallel num_threads(team(c.threads, c.steps * c.n))
@@ -87,14 +87,11 @@ void backward(const LifBackward& c) {
     alignas(64) float x_buffer[kMaxBlock], ds_buffer[kMaxBlock], dx_buffer[kMaxBlock], dv[kMaxBlock];
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t first = b * block, width = std::min(block, c.n - first);
+      const int64_t first = b * block, width = std::min(block, c.n - first), ahead = std::min(block, c.n - first - width);
       start(c.v0, p, first, width, v.get());
       for (int64_t t = 0; t < c.steps; ++t) {
-        const int64_t at = t * c.n + first, ahead = std::min(block, c.n - first - width);
-        prefetch_row(c.x, c.x_dtype, at + width, ahead);
-        prefetch_row(c.ds, c.ds_dtype, at + width, ahead);
-        const float* x = load_row(c.x, c.x_dtype, at, width, x_buffer);
-        recompute(x, v.get() + t * v_stride, h.get() + t * block, v.get() + (t + 1) * v_stride, width, p);
+        const float* x = load_row(c.x, c.x_dtype, t * c.n + first, width, x_buffer);
+        recompute(x, nullptr, nullptr, v.get() + t * v_stride, h.get() + t * block, v.get() + (t + 1) * v_stride, width, p);
       }
       if (c.dv_last != nullptr)
         std::copy(c.dv_last + first, c.dv_last + first + width, dv);
@@ -106,7 +103,12 @@ void backward(const LifBackward& c) {
         const int64_t at = t * c.n + first;
         const float* ds = c.ds == nullptr ? ds_buffer : load_row(c.ds, c.ds_dtype, at, width, ds_buffer);
         float* dx = row_to_write(c.dx, c.x_dtype, at, dx_buffer);
-        backward_step<kind, soft_reset, detach_reset>(h.get() + t * block, ds, dv, dx, width, p);
+        each_chunk(width, 0, width, [&](int64_t i, int64_t, int64_t count) {
+          prefetch_row(c.x, c.x_dtype, at + width + i, std::min(count, ahead - i));
+          prefetch_row(c.ds, c.ds_dtype, at + width + i, std::min(count, ahead - i));
+          backward_step<kind, soft_reset, detach_reset>(h.get() + t * block + i, ds + i, dv + i, count, p,
+                                                        [to = dx + i](int64_t j, float dx) { to[j] = dx; });
+        });
         if (c.dtau != nullptr) {
           const float* x = load_row(c.x, c.x_dtype, at, width, x_buffer);
           dtau += p.decay_input ? p.tau * tau_step<true>(v.get() + t * block, x, dx, width, p)

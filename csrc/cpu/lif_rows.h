@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "lif.h"
 
@@ -48,6 +49,30 @@ inline void start(const float* v0, const LifParams& p, int64_t first, int64_t wi
     std::fill(v, v + width, p.v_reset);
 }
 
+// Neurons that go through one loop, while what is read next of the neighbouring block is fetched.
+constexpr int64_t kChunk = 128;
+
+// Rows of few channels are taken several at once, so that loops over them are not short.
+inline int64_t period_of(int64_t channels) { return channels * std::max<int64_t>(1, 2 * kChunk / channels); }
+
+// A value a channel, over and over for a whole period.
+inline std::vector<float> repeated(const float* values, int64_t channels) {
+  std::vector<float> all(static_cast<size_t>(period_of(channels)));
+  for (size_t i = 0; i < all.size(); i += static_cast<size_t>(channels)) std::copy(values, values + channels, all.data() + i);
+  return all;
+}
+
+// f(first, place, count) for the chunks of a block of `width` values, each inside one period; the block's first value is the
+// period's value `place`.
+template <typename F>
+void each_chunk(int64_t period, int64_t place, int64_t width, F f) {
+  for (int64_t first = 0, count; first < width; first += count) {
+    count = std::min({kChunk, period - place, width - first});
+    f(first, place, count);
+    place = place + count == period ? 0 : place + count;
+  }
+}
+
 template <bool decay_input, bool soft_reset, typename Spike>
 void forward_step(const float* x, float* v, Spike* spikes, Spike one, int64_t width, const LifParams& params) {
   LifParams p = params;
@@ -61,27 +86,31 @@ void forward_step(const float* x, float* v, Spike* spikes, Spike one, int64_t wi
   }
 }
 
-template <bool decay_input, bool soft_reset>
-void recompute_step(const float* x, const float* v, float* h, float* v_next, int64_t width, const LifParams& params) {
+// Charge from x, or from x * scale + shift, and reset; keeps the membranes between the two.
+template <bool decay_input, bool soft_reset, bool scaled>
+void recompute_step(const float* x, const float* scale, const float* shift, const float* v, float* h, float* v_next, int64_t width,
+                    const LifParams& params) {
   LifParams p = params;
   p.decay_input = decay_input;
   p.soft_reset = soft_reset;
 #pragma omp simd
   for (int64_t i = 0; i < width; ++i) {
-    h[i] = lif_charge(v[i], x[i], p);
+    h[i] = lif_charge(v[i], scaled ? x[i] * scale[i] + shift[i] : x[i], p);
     v_next[i] = lif_reset(h[i], p);
   }
 }
 
-using Recompute = void (*)(const float*, const float*, float*, float*, int64_t, const LifParams&);
+using Recompute = void (*)(const float*, const float*, const float*, const float*, float*, float*, int64_t, const LifParams&);
 
-inline Recompute recompute_for(const LifParams& p) {
-  if (p.decay_input) return p.soft_reset ? recompute_step<true, true> : recompute_step<true, false>;
-  return p.soft_reset ? recompute_step<false, true> : recompute_step<false, false>;
+template <bool scaled>
+Recompute recompute_for(const LifParams& p) {
+  if (p.decay_input) return p.soft_reset ? recompute_step<true, true, scaled> : recompute_step<true, false, scaled>;
+  return p.soft_reset ? recompute_step<false, true, scaled> : recompute_step<false, false, scaled>;
 }
 
-template <Surrogate kind, bool soft_reset, bool detach_reset>
-void backward_step(const float* h, const float* ds, float* dv, float* dx, int64_t width, const LifParams& params) {
+// `use(i, dx)` takes the gradient of neuron i's current.
+template <Surrogate kind, bool soft_reset, bool detach_reset, typename Use>
+void backward_step(const float* h, const float* ds, float* dv, int64_t width, const LifParams& params, Use use) {
   LifParams p = params;
   p.soft_reset = soft_reset;
   p.detach_reset = detach_reset;
@@ -90,7 +119,7 @@ void backward_step(const float* h, const float* ds, float* dv, float* dx, int64_
 #pragma omp simd
   for (int64_t i = 0; i < width; ++i) {
     const float dh = lif_step_grad<kind>(h[i], ds[i], dv[i], p);
-    dx[i] = dh * to_x;
+    use(i, dh * to_x);
     dv[i] = dh * to_v;
   }
 }
