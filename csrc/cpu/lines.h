@@ -164,6 +164,14 @@ struct Int8 {
   }
 };
 
+// The first of `left` floats that a line has room for.
+inline void copy_line(void* line, const float* from, int64_t left) {
+  if (left >= kLine / 4)
+    memcpy(line, from, kLine);
+  else
+    memcpy(line, from, static_cast<size_t>(left) * sizeof(float));
+}
+
 // Write a whole line past the caches: for outputs too large to stay in them.
 inline void stream_line(void* to, const void* from) {
 #if defined(__AVX512F__)

@@ -2,6 +2,7 @@
 #include "spike_conv2d.h"
 
 #include "product.h"
+#include "tap_gradient.h"
 #include "weight_gradient.h"
 #include "windows.h"
 
@@ -15,6 +16,7 @@ void spike_conv2d(const SpikeConv2d& c) {
 
 void spike_conv2d_grad(const SpikeConv2dGrad& c) {
   const Conv2d& s = c.shape;
+  if (Bands(s).fit()) return tap_gradient(c);
   weight_gradient({s.batch * s.out_height * s.out_width, s.kernel_height * s.kernel_width * c.channels, c.columns, c.dy,
                    c.dy_dtype, c.dw, c.threads},
                   Windows{s, c.words, c.channels});

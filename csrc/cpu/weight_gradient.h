@@ -65,8 +65,7 @@ void weight_gradient(const WeightGradient& c, const Source& source) {
             float buffer[kStrips * kColumns];
             const float* row = load_row(c.dy, c.dy_dtype, place, width, buffer);
             for (int64_t i = 0; i < width; i += kColumns)
-              memcpy(tiles.data + i / kColumns * kTile + r * kLine, row + i,
-                     static_cast<size_t>(std::min(kColumns, width - i)) * sizeof(float));
+              copy_line(tiles.data + i / kColumns * kTile + r * kLine, row + i, width - i);
           }
           for (int64_t strip = begin; strip < end; ++strip)
             add_lines<Float32>(tiles.data + (strip - begin) * kTile, lists(slot), c.length,
