@@ -96,19 +96,20 @@ struct Shape {
         matrix(std::max(width, kSpare + 1) * padded) {}
 };
 
-// k^T v of one head: counts [width, padded], and zeros in row kSpare.
+// a^T b of one head, where a and b are k and v or the other way round: counts [width, padded], and zeros in row kSpare.
 template <int kFixed, typename T>
-void count_pairs(const SpikeAttention& c, const Shape& s, int64_t image, int64_t head, T* counts, T* row) {
+void count_pairs(const SpikeAttention& c, const Shape& s, const uint32_t* a, const uint32_t* b, int64_t image, int64_t head,
+                 T* counts, T* row) {
   std::fill(counts, counts + s.matrix, T(0));
   for (int64_t n = 0; n < c.k_tokens; ++n) {
     const int64_t at = (image * c.k_tokens + n) * s.stride;
-    const HeadBits k{c.k + at, head * s.width, s.width}, v{c.v + at, head * s.width, s.width};
-    v.expand(row);
+    const HeadBits rows{a + at, head * s.width, s.width}, columns{b + at, head * s.width, s.width};
+    columns.expand(row);
     const auto add = [&](int64_t i) { add_row<kFixed>(counts + i * s.padded, row, s.padded); };
     if constexpr (kFixed != 0)
-      k.each_of_four(add);
+      rows.each_of_four(add);
     else
-      k.each(add);
+      rows.each(add);
   }
   if constexpr (kFixed != 0) std::fill_n(counts + kSpare * kFixed, kFixed, T(0));
 }
@@ -125,7 +126,7 @@ void attend(const SpikeAttention& c) {
       T* counts = scratch.data + thread_index() * (s.matrix + 2 * s.padded);
       T *row = counts + s.matrix, *sum = row + s.padded;
       float* buffer = values.data + thread_index() * s.padded;
-      count_pairs<kFixed>(c, s, image, head, counts, row);
+      count_pairs<kFixed>(c, s, c.k, c.v, image, head, counts, row);
       for (int64_t n = 0; n < c.q_tokens; ++n) {
         const int64_t token = image * c.q_tokens + n;
         sum_rows<kFixed>({c.q + token * s.stride, head * s.width, s.width}, counts, s.padded, sum);
@@ -163,7 +164,7 @@ void attend_and_fire(const SpikeAttentionLif& c) {
       float* v = membranes.data + thread_index() * f.q_tokens * kFixed;
       std::fill(v, v + f.q_tokens * kFixed, c.params.v_reset);
       for (int64_t t = 0; t < c.steps; ++t) {
-        count_pairs<kFixed>(f, s, t * batch + image, head, counts, row);
+        count_pairs<kFixed>(f, s, f.k, f.v, t * batch + image, head, counts, row);
         for (int64_t n = 0; n < f.q_tokens; ++n) {
           const int64_t token = (t * batch + image) * f.q_tokens + n;
           sum_rows<kFixed>({f.q + token * s.stride, head * s.width, s.width}, counts, s.padded, sum);
@@ -209,56 +210,62 @@ void multiply_rows(const float* rows, const float* matrix, int64_t width, int64_
   }
 }
 
-// With P = k^T v and G = q^T dy: dq = dy P^T, dk = v G^T, dv = k G.
+// With P = v^T k and G = q^T dy: dq = dy P, dk = v G^T, dv = k G.
 template <int kFixed>
 void differentiate(const SpikeAttentionGrad& c) {
   const SpikeAttention& f = c.forward;
   const Shape s(f);
-  const int64_t each = 3 * s.matrix + (2 * kTokens + 1) * s.padded;
+  const int64_t each = 3 * s.matrix + (2 * kTokens + 1) * s.padded, size = f.dtype == Dtype::f32 ? 4 : 2;
   const AlignedArray<float> scratch(f.threads * each);
+  const bool stream = s.width % kLanes == 0 && may_stream(c.dq, f.dtype, f.images * f.q_tokens, f.channels) &&
+                      may_stream(c.dk, f.dtype, f.images * f.k_tokens, f.channels) &&
+                      may_stream(c.dv, f.dtype, f.images * f.k_tokens, f.channels);
 #pragma omp parallel for schedule(static) num_threads(f.threads) collapse(2)
   for (int64_t image = 0; image < f.images; ++image)
     for (int64_t head = 0; head < f.heads; ++head) {
       float* counts = scratch.data + thread_index() * each;
       float *g = counts + s.matrix, *transposed = g + s.matrix;
       float *row = transposed + s.matrix, *sum = row + kTokens * s.padded, *buffer = sum + kTokens * s.padded;
-      count_pairs<kFixed>(f, s, image, head, counts, row);
-      std::fill(transposed, transposed + s.matrix, 0.0f);
-      for (int64_t i = 0; i < s.width; ++i)
-        for (int64_t j = 0; j < s.width; ++j) transposed[j * s.padded + i] = counts[i * s.padded + j];
+      const auto write = [&](const float* from, void* out, int64_t at) {
+        if (stream) {
+          for (int64_t j = 0; j < s.width; j += kLanes) stream_line(static_cast<float*>(out) + at + j, from + j);
+          return;
+        }
+        float* to = row_to_write(out, f.dtype, at, buffer);
+        std::copy_n(from, s.width, to);
+        store_row(out, f.dtype, at, s.width, to);
+      };
+      count_pairs<kFixed>(f, s, f.v, f.k, image, head, counts, row);
       std::fill(g, g + s.matrix, 0.0f);
       std::fill(row, row + kTokens * s.padded, 0.0f);
       for (int64_t first = 0; first < f.q_tokens; first += kTokens) {
         const int64_t tokens = std::min(kTokens, f.q_tokens - first);
         for (int64_t n = 0; n < tokens; ++n) {
-          const int64_t token = image * f.q_tokens + first + n;
+          const int64_t token = image * f.q_tokens + first + n, at = token * f.channels + head * s.width;
           float* scaled = row + n * s.padded;
-          const float* dy = load_row(f.out, f.dtype, token * f.channels + head * s.width, s.width, buffer);
+          const float* dy = load_row(f.out, f.dtype, at, s.width, buffer);
+          for (int64_t i = 0; i < s.width && head + 1 < f.heads; i += kLine / size)  // the next head's, meanwhile
+            __builtin_prefetch(static_cast<const char*>(f.out) + (at + s.width + i) * size, 0, 2);
+#pragma omp simd
           for (int64_t j = 0; j < s.width; ++j) scaled[j] = dy[j] * f.scale;
           const HeadBits q{f.q + token * s.stride, head * s.width, s.width};
           q.each([&](int64_t i) { add_row<kFixed>(g + i * s.padded, scaled, s.padded); });
         }
-        multiply_rows<kFixed>(row, transposed, s.width, s.padded, sum);
-        for (int64_t n = 0; n < tokens; ++n) {
-          const int64_t at = (image * f.q_tokens + first + n) * f.channels + head * s.width;
-          float* to = row_to_write(c.dq, f.dtype, at, buffer);
-          std::copy_n(sum + n * s.padded, s.width, to);
-          store_row(c.dq, f.dtype, at, s.width, to);
-        }
+        multiply_rows<kFixed>(row, counts, s.width, s.padded, sum);
+        for (int64_t n = 0; n < tokens; ++n)
+          write(sum + n * s.padded, c.dq, (image * f.q_tokens + first + n) * f.channels + head * s.width);
       }
-      for (int64_t i = 0; i < s.width; ++i)
-        for (int64_t j = 0; j < s.width; ++j) transposed[j * s.padded + i] = g[i * s.padded + j];
+      std::fill(transposed, transposed + s.matrix, 0.0f);
+      for (int64_t j = 0; j < s.width; ++j)
+#pragma omp simd
+        for (int64_t i = 0; i < s.width; ++i) transposed[j * s.padded + i] = g[i * s.padded + j];
       for (int64_t n = 0; n < f.k_tokens; ++n) {
         const int64_t token = image * f.k_tokens + n, at = token * f.channels + head * s.width;
         const HeadBits k{f.k + token * s.stride, head * s.width, s.width}, v{f.v + token * s.stride, head * s.width, s.width};
-        const auto write = [&](const HeadBits& bits, const float* from, void* out) {
-          sum_rows<kFixed>(bits, from, s.padded, sum);
-          float* to = row_to_write(out, f.dtype, at, buffer);
-          std::copy(sum, sum + s.width, to);
-          store_row(out, f.dtype, at, s.width, to);
-        };
-        write(k, g, c.dv);
-        write(v, transposed, c.dk);
+        sum_rows<kFixed>(k, g, s.padded, sum);
+        write(sum, c.dv, at);
+        sum_rows<kFixed>(v, transposed, s.padded, sum);
+        write(sum, c.dk, at);
       }
     }
 }
