@@ -7,6 +7,7 @@
 
 #include "convert.h"
 #include "lif_rows.h"
+#include "stream.h"
 #include "switches.h"
 
 namespace spikeclip {
@@ -58,6 +59,7 @@ void backward(const BnLifBackward& c) {
   const int64_t most = backward_block(c.steps), block = period > most ? most : most / period * period;
   const int64_t parts = std::min(kParts, c.rows);
   const bool summed = c.sums != nullptr, learns = c.factors != nullptr;
+  const bool stream = learns && may_stream(c.dx, c.x_dtype, c.steps * c.rows, c.channels);
   std::vector<double> sums(summed ? static_cast<size_t>(parts * 2 * c.channels) : 0);
   const std::vector<float> all_scale = repeated(c.scale, c.channels), all_shift = repeated(c.shift, c.channels);
   const std::vector<float> all_mean = repeated(c.mean, c.channels);
@@ -95,7 +97,8 @@ void backward(const BnLifBackward& c) {
             const auto step = [&](auto use) {
               backward_step<kind, soft_reset, detach_reset>(h.get() + t * block + i, all_ds + i, dv.get() + i, count, p, use);
             };
-            float *plain = mine.at(0, place), *centred = mine.at(1, place), *dx = all_dx + i;
+            alignas(kLine) float lines[kChunk];
+            float *plain = mine.at(0, place), *centred = mine.at(1, place), *dx = stream ? lines : all_dx + i;
             const float *x = all_x + i, *mean = &all_mean[place];
             const auto sum = [=](int64_t j, float dz) {
               plain[j] += dz;
@@ -104,11 +107,14 @@ void backward(const BnLifBackward& c) {
             if (!learns) return step(sum);
             const float *a = &all_factors[0][place], *b = &all_factors[1][place], *constant = &all_factors[2][place];
             const auto learn = [=](int64_t j, float dz) { dx[j] = a[j] * dz + (b[j] * x[j] + constant[j]); };
-            if (!summed) return step(learn);
-            step([=](int64_t j, float dz) {
-              sum(j, dz);
-              learn(j, dz);
-            });
+            if (summed)
+              step([=](int64_t j, float dz) {
+                sum(j, dz);
+                learn(j, dz);
+              });
+            else
+              step(learn);
+            for (int64_t j = 0; stream && j < count; j += kLine / 4) stream_line(all_dx + i + j, lines + j);
           });
           if (learns) store_row(c.dx, c.x_dtype, at, width, all_dx);
         }

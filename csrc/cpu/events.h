@@ -163,12 +163,6 @@ struct Output {
   }
 };
 
-// May whole lines be streamed? Only to aligned float32 rows, and only where the output outgrows the second-level cache.
-inline bool may_stream(const void* data, Dtype dtype, int64_t rows, int64_t columns) {
-  return dtype == Dtype::f32 && columns % 16 == 0 && reinterpret_cast<uintptr_t>(data) % kLine == 0 &&
-         rows * columns * 4 > (int64_t{1} << 20);
-}
-
 // Add one span's lines to the sums of `rows` rows. The first span starts the sums, the last hands row m's to `done(m, sums)`,
 // others leave them in `sums`.
 template <typename Kind, typename Done>

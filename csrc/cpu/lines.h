@@ -7,14 +7,11 @@
 
 #include <algorithm>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "stream.h"
 
 namespace spikeclip {
 namespace SPIKECLIP_ISA {
 
-constexpr int kLine = 64;
 #if defined(__AVX512F__)
 constexpr int kVector = 64;
 #elif defined(__AVX2__)
@@ -170,18 +167,6 @@ inline void copy_line(void* line, const float* from, int64_t left) {
     memcpy(line, from, kLine);
   else
     memcpy(line, from, static_cast<size_t>(left) * sizeof(float));
-}
-
-// Write a whole line past the caches: for outputs too large to stay in them.
-inline void stream_line(void* to, const void* from) {
-#if defined(__AVX512F__)
-  _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_load_si512(from));
-#elif defined(__AVX2__)
-  for (int p = 0; p < 2; ++p)
-    _mm256_stream_si256(static_cast<__m256i*>(to) + p, _mm256_load_si256(static_cast<const __m256i*>(from) + p));
-#else
-  memcpy(to, from, kLine);
-#endif
 }
 
 }  // namespace SPIKECLIP_ISA
