@@ -133,6 +133,7 @@ struct Worker {
   const WinogradGradient& c;
   const float* weights;  // transformed
   int64_t across, down, stride;
+  bool stream;  // lines of dx go past the caches
   float *patches, *products, *rows;  // [36, kPanel, stride], [36, kPanel, kStrip], [37, stride], the last of zeros
 
   static int64_t row_stride(int64_t columns) { return ceil_div(columns, 16) * 16 + 16; }  // never a power of two of lines
@@ -142,6 +143,7 @@ struct Worker {
 
   Worker(const WinogradGradient& c, const float* weights, float* scratch)
       : c(c), weights(weights), across(ceil_div(c.width, kOut)), down(ceil_div(c.height, kOut)), stride(row_stride(c.columns)),
+        stream(kLanes == 16 && may_stream(c.dx, Dtype::f32, c.batch * c.height * c.width, c.channels)),
         patches(scratch), products(patches + kPlaces * kPanel * stride), rows(products + kPlaces * kPanel * kStrip) {
     std::fill_n(rows + kPlaces * stride, stride, 0.0f);
   }
@@ -217,7 +219,9 @@ struct Worker {
         transform_out(half[y], out);
         for (int64_t x = 0; x < wide; ++x) {
           float* to = c.dx + ((tile.image * c.height + tile.y + y) * c.width + tile.x + x) * c.channels + first;
-          if (count == kLanes)
+          if (stream)
+            stream_line(to, &out[x]);
+          else if (count == kLanes)
             memcpy(to, &out[x], sizeof(FloatVector));
           else
             memcpy(to, &out[x], static_cast<size_t>(count) * 4);
