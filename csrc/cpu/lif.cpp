@@ -10,6 +10,7 @@
 #include "convert.h"
 #include "lif_rows.h"
 #include "pack.h"
+#include "stream.h"
 #include "switches.h"
 #include "words.h"
 
@@ -78,6 +79,7 @@ void backward(const LifBackward& c) {
   const Recompute recompute = recompute_for<false>(p);
   const int64_t block = backward_block(c.steps);
   const int64_t blocks = (c.n + block - 1) / block;
+  const bool stream = c.dtau == nullptr && may_stream(c.dx, c.x_dtype, c.steps, c.n);
 #pragma omp parallel num_threads(team(c.threads, c.steps * c.n))
   {
     const auto h = scratch(c.steps * block);
@@ -106,8 +108,10 @@ void backward(const LifBackward& c) {
         each_chunk(width, 0, width, [&](int64_t i, int64_t, int64_t count) {
           prefetch_row(c.x, c.x_dtype, at + width + i, std::min(count, ahead - i));
           prefetch_row(c.ds, c.ds_dtype, at + width + i, std::min(count, ahead - i));
+          alignas(kLine) float lines[kChunk];
           backward_step<kind, soft_reset, detach_reset>(h.get() + t * block + i, ds + i, dv + i, count, p,
-                                                        [to = dx + i](int64_t j, float dx) { to[j] = dx; });
+                                                        [to = stream ? lines : dx + i](int64_t j, float dx) { to[j] = dx; });
+          for (int64_t j = 0; stream && j < count; j += kLine / 4) stream_line(dx + i + j, lines + j);
         });
         if (c.dtau != nullptr) {
           const float* x = load_row(c.x, c.x_dtype, at, width, x_buffer);
