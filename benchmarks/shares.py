@@ -1,7 +1,7 @@
 """Where a training step of the image tower goes, and what an answer takes in memory: ``python benchmarks/shares.py``.
 
-Shares of operators' own time under torch.profiler, and the resident memory that one call for batch 32 needs beyond a call for
-one image. Writes results/shares.md.
+The time of every operator in it, and the resident memory that one call for batch 32 needs beyond a call for one image. Writes
+results/shares.md.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+import time
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -16,17 +18,17 @@ from conftest import cpu_name
 from memory import resident
 from rates import mean_rate, trained
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.utils._python_dispatch import TorchDispatchMode
 from towers import ANSWERING
 
 import spikeclip
 from spikeclip.training.compositions import render
 
-BATCH = 32
+BATCH, WARMUP, STEPS = 32, 4, 10
 KINDS = {
     "products of spikes, forward": ("spike_matmul", "spike_conv2d"),
     "their weights' gradient": ("spike_matmul_dw", "spike_conv2d_dw"),
-    "their spikes' gradient, dense, and the first convolution": ("convolution_backward", "mkldnn_convolution", "mm", "addmm"),
+    "their spikes' gradient, dense, and the first convolution": ("convolution", "convolution_backward", "mm", "addmm"),
     "the spikes' gradient of convolutions, by Winograd where that pays": ("spike_conv2d_ds",),
     "BatchNorm and LIF as one": ("bn_affine", "bn_stats", "bn_lif_fwd", "bn_lif_bwd", "bn_factors"),
     "max-pool": ("max_pool", "max_pool_bwd", "max_pool2d_with_indices", "max_pool2d_with_indices_backward"),
@@ -34,6 +36,20 @@ KINDS = {
     "BatchNorm alone": ("native_batch_norm", "native_batch_norm_backward"),
     "attention": ("spike_attention", "spike_attention_bwd"),
 }
+
+
+class Times(TorchDispatchMode):
+    """Seconds in every operator. (torch.profiler takes memory in between, and the operators' own then comes with page faults.)"""
+
+    def __init__(self):
+        super().__init__()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        begin = time.perf_counter()
+        result = op(*args, **(kwargs or {}))
+        self.seconds[op._schema.name.rpartition("::")[2]] += time.perf_counter() - begin
+        return result
 
 
 def shares() -> list[str]:
@@ -44,30 +60,25 @@ def shares() -> list[str]:
     tower.train()
     optimizer = torch.optim.Adam(tower.parameters(), lr=1e-4)
     target = F.normalize(torch.randn(BATCH, 512), dim=1)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        (1 - F.cosine_similarity(tower(images), target).mean()).backward()
+    times, whole, optimizing = Times(), 0.0, 0.0
+    for i in range(WARMUP + STEPS):
+        if i == WARMUP:
+            times, whole, optimizing = Times(), 0.0, 0.0
+        begin = time.perf_counter()
+        with times:
+            optimizer.zero_grad()
+            (1 - F.cosine_similarity(tower(images), target).mean()).backward()
+        middle = time.perf_counter()
         optimizer.step()
-
-    stages = schedule(wait=0, warmup=4, active=5)
-    with profile(activities=[ProfilerActivity.CPU], schedule=stages, acc_events=True) as seen:
-        for _ in range(9):
-            step()
-            seen.step()
-    events = seen.key_averages()
-    times = dict.fromkeys(KINDS, 0.0)
-    optimizing = sum(e.cpu_time_total for e in events if e.key.startswith("Optimizer.step"))
-    for event in events:
-        name = event.key.rpartition("::")[2]
-        for kind, names in KINDS.items():
-            if name in names:
-                times[kind] += event.self_cpu_time_total
-    whole = sum(e.self_cpu_time_total for e in events)
-    times |= {"optimizer": optimizing, "everything else": whole - sum(times.values()) - optimizing}
-    lines = [f"A training step of spikeclip-4-384, batch {BATCH}, fp32, firing at {rate:.1%}: {whole / 5e3:.0f} ms.", ""]
+        optimizing += time.perf_counter() - middle
+        whole += time.perf_counter() - begin
+    rows = {kind: sum(times.seconds[name] for name in names) for kind, names in KINDS.items()}
+    rows["optimizer"] = optimizing
+    rows["everything else"] = whole - sum(rows.values())
+    each = 1e3 / STEPS
+    lines = [f"A training step of spikeclip-4-384, batch {BATCH}, fp32, firing at {rate:.1%}: {whole * each:.0f} ms.", ""]
     lines += ["| | ms | share |", "|---|---|---|"]
-    return lines + [f"| {kind} | {time / 5e3:.0f} | {time / whole:.0%} |" for kind, time in times.items()]
+    return lines + [f"| {kind} | {seconds * each:.0f} | {seconds / whole:.0%} |" for kind, seconds in rows.items()]
 
 
 def peak(who: str) -> None:
