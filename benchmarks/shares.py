@@ -39,7 +39,7 @@ KINDS = {
 
 
 class Times(TorchDispatchMode):
-    """Seconds in every operator. (torch.profiler takes memory in between, and the operators' own then comes with page faults.)"""
+    """Seconds in every operator. (torch.profiler takes memory in between; the operators' own then comes with page faults.)"""
 
     def __init__(self):
         super().__init__()
