@@ -79,7 +79,7 @@ def prepare_weights(w: Tensor, dtype: str = "fp32") -> SpikeWeights:
     if not bool(w.isfinite().all()):
         raise ValueError("w must be finite to be held as integers; got NaN or infinity")
     taps = w.unsqueeze(0) if w.dim() == 2 else w.permute(2, 3, 1, 0).flatten(0, 1)  # [taps, inputs, columns]
-    unit = _int16_unit(taps) if dtype == "int16" else taps.abs().amax((0, 1)) / 127
+    unit = _int16_unit(taps) if dtype == "int16" else _int8_unit(taps)
     scale = torch.where(unit > 0, unit, 1.0)
     values = (w / (scale if w.dim() == 2 else scale.view(-1, 1, 1, 1))).round().to(_DTYPES[dtype])
     return SpikeWeights(values, scale)
@@ -91,6 +91,12 @@ def _int16_unit(taps: Tensor) -> Tensor:
     blocks = [b.double() for b in _blocks(taps)]  # float32's range would not hold every sum
     sums = torch.stack([b.clamp_min(0).sum(0).maximum(b.clamp_max(0).sum(0).neg()) for b in blocks])
     return (sums.amax(0) / room).float()
+
+
+def _int8_unit(taps: Tensor) -> Tensor:
+    """Per column: the largest magnitude becomes 127."""
+    rows = taps.abs().flatten(0, 1)
+    return rows.amax(0) / 127 if len(rows) else taps.new_zeros(taps.shape[-1])
 
 
 def _blocks(taps: Tensor) -> list[Tensor]:

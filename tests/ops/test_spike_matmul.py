@@ -321,6 +321,12 @@ def test_prepared_weights_are_a_copy_at_any_density(kind):
 
 
 @pytest.mark.parametrize("kind", ["fp32", "int16", "int8"])
+def test_prepared_weights_of_no_inputs_leave_the_bias(kind):
+    weights, bias = prepare_weights(torch.randn(0, 8, device=DEVICE), kind), torch.randn(8, device=DEVICE)
+    assert torch.equal(spike_matmul(torch.zeros(3, 0, device=DEVICE), weights, bias), bias.expand(3, 8))
+
+
+@pytest.mark.parametrize("kind", ["fp32", "int16", "int8"])
 def test_copies_and_pickles_of_prepared_weights_hold_no_layout(kind):
     s, w = (torch.rand(9, 100) < 0.3).float(), torch.randn(100, 70)
     weights = prepare_weights(w, kind)
