@@ -3,7 +3,6 @@
 
 #include "product.h"
 #include "tap_gradient.h"
-#include "weight_gradient.h"
 #include "windows.h"
 
 namespace spikeclip {
@@ -16,10 +15,16 @@ void spike_conv2d(const SpikeConv2d& c) {
 
 void spike_conv2d_grad(const SpikeConv2dGrad& c) {
   const Conv2d& s = c.shape;
-  if (Bands(s).fit()) return tap_gradient(c);
-  weight_gradient({s.batch * s.out_height * s.out_width, s.kernel_height * s.kernel_width * c.channels, c.columns, c.dy,
-                   c.dy_dtype, c.dw, c.threads},
-                  Windows{s, c.words, c.channels});
+  const int64_t pixels = s.batch * s.out_height * s.out_width;
+  const WeightGradient call{c.columns, c.dy, c.dy_dtype, pixels, c.threads};
+  if (TapGradient::fits(s)) {
+    TapGradient plan(c);
+    weight_gradient(call, plan);
+    return plan.write();
+  }
+  const Windows windows{s, c.words, c.channels};
+  RowGradient<Windows> plan(windows, pixels, s.kernel_height * s.kernel_width * c.channels, c.columns, c.dw);
+  weight_gradient(call, plan);
 }
 
 }  // namespace SPIKECLIP_ISA

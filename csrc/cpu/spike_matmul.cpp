@@ -60,8 +60,9 @@ void spike_matmul(const SpikeMatmul& c) {
 }
 
 void spike_matmul_grad(const SpikeMatmulGrad& c) {
-  weight_gradient({c.rows, c.length, c.columns, c.dy, c.dy_dtype, c.dw, c.threads},
-                  PackedRows{c.words, c.rows, c.length});
+  const PackedRows spikes{c.words, c.rows, c.length};
+  RowGradient<PackedRows> plan(spikes, c.rows, c.length, c.columns, c.dw);
+  weight_gradient({c.columns, c.dy, c.dy_dtype, c.rows, c.threads}, plan);
 }
 
 }  // namespace SPIKECLIP_ISA

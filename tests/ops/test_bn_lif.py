@@ -93,6 +93,14 @@ def test_every_dtype_and_size_matches_the_oracle(backend, dtype, shape):
             check(backend, shape, dtype, training=training, packed=packed, detach_reset=packed)
 
 
+@pytest.mark.skipif(INTERPRETED, reason="minutes in the interpreter")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(4, 900, 96), (4, 70, 1040), (4, 3000, 29)])
+def test_what_outgrows_the_caches_matches_the_oracle(backend, training, shape):
+    check(backend, shape, training=training)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("size", "pool"), [((6, 6), (3, 2, 1)), ((7, 5), (2, 2, 0)), ((4, 9), (3, 3, 1)), ((3, 3), (3, 1, 1))])

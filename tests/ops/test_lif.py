@@ -71,6 +71,19 @@ def test_every_dtype_and_number_of_steps_matches_the_oracle(backend, dtype, step
     check(backend, inputs(steps, (2, 131), dtype), surrogate="atan", alpha=3.0, v_threshold=0.7, v_reset=None)
 
 
+@pytest.mark.skipif(INTERPRETED, reason="minutes in the interpreter")
+@pytest.mark.parametrize("backend", FUSED)
+def test_gradients_that_outgrow_the_caches_are_those_of_their_parts(backend):
+    x, ds = torch.randn(4, 70_000), torch.randn(4, 70_000)
+
+    def gradient(x, ds):
+        x = x.to(DEVICE).requires_grad_()
+        return torch.autograd.grad(lif(x, backend=backend)[0], x, ds.to(DEVICE))[0]
+
+    parts = [gradient(*part) for part in zip(x.split(1000, 1), ds.split(1000, 1), strict=True)]
+    assert torch.equal(gradient(x, ds), torch.cat(parts, 1))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_thousand_steps(backend):
     check(backend, inputs(1024, (19,), torch.float32), surrogate="piecewise_exp")

@@ -71,7 +71,7 @@ def test_a_program_that_owns_all_rows_of_a_head(monkeypatch):
 @pytest.mark.skipif(INTERPRETED, reason="minutes in the interpreter")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_many_tokens_and_counts_past_sixteen_bits(backend):
-    check(backend, spikes((2,), 196, 196, 8, 48, 0.2), 8)
+    check(backend, spikes((8,), 196, 196, 8, 48, 0.2), 8)
     check(backend, spikes((1,), 3, 1500, 1, 64, 1.0), 1)
 
 
