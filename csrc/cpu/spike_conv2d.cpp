@@ -3,6 +3,7 @@
 
 #include "product.h"
 #include "tap_gradient.h"
+#include "weight_gradient.h"
 #include "windows.h"
 
 namespace spikeclip {
