@@ -60,9 +60,8 @@ def shares() -> list[str]:
     tower.train()
     optimizer = torch.optim.Adam(tower.parameters(), lr=1e-4)
     target = F.normalize(torch.randn(BATCH, 512), dim=1)
-    times, whole, optimizing = Times(), 0.0, 0.0
-    for i in range(WARMUP + STEPS):
-        if i == WARMUP:
+    for i in range(-WARMUP, STEPS):
+        if i <= 0:  # what is counted begins with step 0
             times, whole, optimizing = Times(), 0.0, 0.0
         begin = time.perf_counter()
         with times:

@@ -114,7 +114,7 @@ void backward(const BnLifBackward& c) {
               });
             else
               step(learn);
-            for (int64_t j = 0; stream && j < count; j += kLine / 4) stream_line(all_dx + i + j, lines + j);
+            if (stream) stream_lines(all_dx + i, lines, count);
           });
           if (learns) store_row(c.dx, c.x_dtype, at, width, all_dx);
         }

@@ -193,7 +193,7 @@ void add_lines(const char* tile, const Lists& lists, int64_t rows, typename Kind
     add_lines<Kind>(tile, lists, rows, sums, first, last, [=](int64_t m, const auto& sum) {
       alignas(kLine) float values[Kind::kColumns];
       finish<Kind>(sum, scale, bias, values);
-      for (int i = 0; i < Kind::kColumns; i += 16) stream_line(to + m * columns + i, values + i);
+      stream_lines(to + m * columns, values, Kind::kColumns);
     });
   else
     add_lines<Kind>(tile, lists, rows, sums, first, last,

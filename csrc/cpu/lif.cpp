@@ -111,7 +111,7 @@ void backward(const LifBackward& c) {
           alignas(kLine) float lines[kChunk];
           backward_step<kind, soft_reset, detach_reset>(h.get() + t * block + i, ds + i, dv + i, count, p,
                                                         [to = stream ? lines : dx + i](int64_t j, float dx) { to[j] = dx; });
-          for (int64_t j = 0; stream && j < count; j += kLine / 4) stream_line(dx + i + j, lines + j);
+          if (stream) stream_lines(dx + i, lines, count);
         });
         if (c.dtau != nullptr) {
           const float* x = load_row(c.x, c.x_dtype, at, width, x_buffer);

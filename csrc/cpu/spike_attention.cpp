@@ -135,7 +135,7 @@ void attend(const SpikeAttention& c) {
 #pragma omp simd
         for (int64_t j = 0; j < s.width; ++j) to[j] = static_cast<float>(sum[j]) * c.scale;
         if (stream)
-          for (int64_t j = 0; j < s.width; j += kLanes) stream_line(static_cast<float*>(c.out) + at + j, buffer + j);
+          stream_lines(static_cast<float*>(c.out) + at, buffer, s.width);
         else
           store_row(c.out, c.dtype, at, s.width, to);
       }
@@ -227,10 +227,7 @@ void differentiate(const SpikeAttentionGrad& c) {
       float *g = counts + s.matrix, *transposed = g + s.matrix;
       float *row = transposed + s.matrix, *sum = row + kTokens * s.padded, *buffer = sum + kTokens * s.padded;
       const auto write = [&](const float* from, void* out, int64_t at) {
-        if (stream) {
-          for (int64_t j = 0; j < s.width; j += kLanes) stream_line(static_cast<float*>(out) + at + j, from + j);
-          return;
-        }
+        if (stream) return stream_lines(static_cast<float*>(out) + at, from, s.width);
         float* to = row_to_write(out, f.dtype, at, buffer);
         std::copy_n(from, s.width, to);
         store_row(out, f.dtype, at, s.width, to);

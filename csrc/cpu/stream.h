@@ -32,5 +32,10 @@ inline void stream_line(void* to, const void* from) {
 #endif
 }
 
+// `count` floats, which are whole lines.
+inline void stream_lines(float* to, const float* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLine / 4) stream_line(to + i, from + i);
+}
+
 }  // namespace SPIKECLIP_ISA
 }  // namespace spikeclip
