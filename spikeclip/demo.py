@@ -16,7 +16,7 @@ from .energy import Estimate, Profile, estimate, profile
 from .energy.figures import firing_rates, save
 from .energy.files import whole
 from .models import SpikeCLIP, load_teacher
-from .ops._density import bf16_is_fast
+from .ops._density import SLOW_ON_CPU
 from .training import History, Settings, adapt_teacher, align_image, align_text, finetune
 from .training.compositions import LABELS, SEEN, TEMPLATES, UNSEEN, caption_corpus
 from .training.data import Rendered
@@ -49,7 +49,7 @@ def run(out: Path, plan: Plan | None = None, seed: int = 0, device: str | torch.
     plan = plan or Plan()
     started = time.perf_counter()
     text_settings = replace(plan.text, seed=seed)
-    precision = "bf16" if torch.device(device).type == "cuda" or bf16_is_fast() else "no"
+    precision = "bf16" if torch.device(device).type == "cuda" or torch.bfloat16 not in SLOW_ON_CPU else "no"
 
     def fast(settings: Settings) -> Settings:
         return replace(settings, mixed_precision=precision, seed=seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,18 +16,29 @@ _SAMPLED_ROWS, _SAMPLED_WORD_ROWS = 64, 1024
 LARGE_ON_GPU = 2**31
 
 
-@cache
-def bf16_is_fast() -> bool:
-    """Whether this CPU multiplies bfloat16 natively; else it is far slower than float32."""
-    return torch.cpu._is_avx512_bf16_supported()
+# Sixteen bits that this CPU does not multiply natively: PyTorch then takes 5 to 50 times as long as for float32.
+SLOW_ON_CPU = frozenset(
+    dtype
+    for dtype, native in (
+        (torch.bfloat16, torch.cpu._is_avx512_bf16_supported),
+        (torch.float16, lambda: torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()),
+    )
+    if not native()
+)
+
+
+def product_dtype(x: Tensor, dtype: torch.dtype | None = None) -> torch.dtype:
+    """What a dense product on ``x``'s device, in ``dtype`` (default: its own), is made in: float32 where that is slow."""
+    dtype = x.dtype if dtype is None else dtype
+    return torch.float32 if x.device.type == "cpu" and dtype in SLOW_ON_CPU else dtype
 
 
 def dense_dtype(w: Tensor, out: torch.dtype) -> torch.dtype:
     """What a dense product with such weights is made in: on a CPU bfloat16 where that is asked for and fast."""
     if not w.is_floating_point():
         return torch.float32
-    halved = w.device.type == "cpu" and out == torch.bfloat16 and w.dtype == torch.float32 and bf16_is_fast()
-    return out if halved else w.dtype
+    halved = w.device.type == "cpu" and out == torch.bfloat16 and w.dtype == torch.float32
+    return product_dtype(w, out if halved else None)
 
 
 def large_on_gpu(dtype: torch.dtype, multiplications: int) -> bool:
@@ -38,7 +48,8 @@ def large_on_gpu(dtype: torch.dtype, multiplications: int) -> bool:
 
 def break_even(weights: torch.dtype, dense: torch.dtype) -> float:
     """The density from which a product in ``dense`` with all weights beats adding those of spikes; inf: never."""
-    kind = weights if not weights.is_floating_point else dense if dense in BREAK_EVEN and bf16_is_fast() else torch.float32
+    floating = dense if dense in BREAK_EVEN and dense not in SLOW_ON_CPU else torch.float32
+    kind = floating if weights.is_floating_point else weights
     return BREAK_EVEN[kind]
 
 

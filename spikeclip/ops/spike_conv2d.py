@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
 from ._dense import conv2d_input_gradient, winograd_pays
-from ._density import dense_dtype
+from ._density import dense_dtype, product_dtype
 from ._dtypes import compute_dtype
 from .packed import PackedSpikes, pack, word_count
 from .spike_matmul import check_beside, check_bias, float_dtype, goes_dense, in_dtype, spikes_of, weights_of
@@ -129,20 +129,23 @@ def _dw(words, channels, dy, kernel, stride, padding, backend):
     name = _backends.chosen(backend, dy.device.type, dy.dtype)
     functions = _backends.functions(backend, dy.device.type, dy.dtype)
     rows, size = words.flatten(0, 2), dy.numel() * channels * math.prod(kernel)
-    if dy.numel() and goes_dense(backend, name, rows, channels, torch.float32, dy.dtype, functions, size):
-        s = functions.unpack(words, channels, dy.dtype).permute(0, 3, 1, 2)
-        dw = torch.nn.grad.conv2d_weight(s, (dy.shape[1], channels, *kernel), dy, stride, padding)
+    product = product_dtype(dy)
+    if dy.numel() and goes_dense(backend, name, rows, channels, torch.float32, product, functions, size):
+        s = functions.unpack(words, channels, product).permute(0, 3, 1, 2)
+        dw = torch.nn.grad.conv2d_weight(s, (dy.shape[1], channels, *kernel), dy.to(product), stride, padding)
         return dw.to(compute_dtype(dy), memory_format=torch.contiguous_format)
     return functions.spike_conv2d_dw(words, channels, dy, tuple(kernel), tuple(stride), tuple(padding))
 
 
 def _ds(w, dy, size, stride, padding, backend):
-    name = _backends.chosen(backend, dy.device.type, dy.dtype)
+    name, dtype = _backends.chosen(backend, dy.device.type, dy.dtype), dy.dtype
+    dy = dy.to(product_dtype(dy))
     if name == "cpu" and winograd_pays(w, dy, size, stride, padding):
-        return _backends.functions(backend, dy.device.type, dy.dtype).conv3x3_gradient(w, dy, tuple(size), tuple(padding))
+        functions = _backends.functions(backend, dy.device.type, dy.dtype)
+        return functions.conv3x3_gradient(w, dy, tuple(size), tuple(padding)).to(dtype)
     if name == "triton":
         w = _backends.functions(backend, dy.device.type, dy.dtype).channels_last(w, dy.dtype)
-    return conv2d_input_gradient((dy.shape[0], w.shape[1], *size), w, dy, stride, padding)
+    return conv2d_input_gradient((dy.shape[0], w.shape[1], *size), w, dy, stride, padding).to(dtype)
 
 
 def _fwd_fake(s, channels, w, scale, tiles, bias, stride, padding, keep, dtype, backend):

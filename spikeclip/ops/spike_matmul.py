@@ -8,7 +8,7 @@ from torch import Tensor
 from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
 from ._dense import dense_product
-from ._density import dense_dtype, event_driven, large_on_gpu
+from ._density import dense_dtype, event_driven, large_on_gpu, product_dtype
 from ._dtypes import FLOATS, compute_dtype
 from .packed import PackedSpikes, check_spikes, pack, word_count
 from .weights import SpikeWeights, tiles_are_for
@@ -154,7 +154,8 @@ def _dw(words, length, dy, backend):
     words, dy = _rows(words).contiguous(), _rows(dy).contiguous()
     # A dense float32 product was measured to be slower at any density: its left operand is transposed.
     size = dy.numel() * length
-    if dy.dtype != torch.float32 and goes_dense(backend, name, words, length, torch.float32, dy.dtype, functions, size):
+    product = product_dtype(dy)
+    if product != torch.float32 and goes_dense(backend, name, words, length, torch.float32, product, functions, size):
         dense = functions.unpack(words, length, dy.dtype)
         dw = (dy.t() @ dense).t() if name == "triton" else dense.t() @ dy
         return dw.to(compute_dtype(dy))
@@ -191,7 +192,7 @@ class _SpikeMatmul(torch.autograd.Function):
         words, w = ctx.saved_tensors
         length, s_dtype, w_dtype, bias_dtype, backend = ctx.options
         wants_s, _, wants_w, _, _, wants_bias = ctx.needs_input_grad[:6]
-        ds = dense_product(dy, w.to(dy.dtype).t()).to(s_dtype) if wants_s else None
+        ds = dense_product(dy, w.t()).to(s_dtype) if wants_s else None
         dw = _spike_matmul_dw(words, length, dy, backend).to(w_dtype) if wants_w else None
         dbias = dy.sum_to_size(dy.shape[-1:]).to(bias_dtype) if wants_bias else None
         return ds, None, dw, None, None, dbias, None, None, None
@@ -209,7 +210,7 @@ class _ToEdge(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         (w,) = ctx.saved_tensors
-        return dy, dense_product(dy, w.to(dy.dtype).t()).to(ctx.dtype), None
+        return dy, dense_product(dy, w.t()).to(ctx.dtype), None
 
 
 def _autocast(device_type: str, op):
