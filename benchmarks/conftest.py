@@ -26,6 +26,11 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 
 def cpu_name() -> str:
+    """Model and widest vectors that PyTorch takes: one model name can mean several kinds of cores."""
+    return f"{_model_name()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _model_name() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()

@@ -1,7 +1,7 @@
 """Run the CPU benchmarks and keep the result: ``python benchmarks/run.py [ops] [towers]``, both without an argument.
 
-``ops`` are single layers under both allocators, into results/cpu.json and cpu.md; ``towers`` is the whole image tower with kept
-memory, into results/towers.json and towers.md. Wants an otherwise idle machine.
+``ops`` are single layers under both allocators, into results/cpu-<instruction set>.json and .md; ``towers`` is the whole image
+tower with kept memory, into results/towers-<instruction set>.json and .md. Wants an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 from report import compact, table
 
 HERE = Path(__file__).parent
@@ -79,10 +80,11 @@ def main() -> None:
     wanted = sys.argv[1:] or ["ops", "towers"]
     if unknown := set(wanted) - {"ops", "towers"}:
         sys.exit(f"benchmarks are ops and towers; got {', '.join(unknown)}")
+    instructions = torch.backends.cpu.get_cpu_capability().lower()
     if "ops" in wanted:
-        print(keep("cpu", [measure("default allocator", {}, LAYERS), measure("kept memory", KEPT, LAYERS)]))
+        print(keep(f"cpu-{instructions}", [measure("default allocator", {}, LAYERS), measure("kept memory", KEPT, LAYERS)]))
     if "towers" in wanted:
-        print(keep("towers", [measure("kept memory", KEPT, ["test_towers.py"])]))
+        print(keep(f"towers-{instructions}", [measure("kept memory", KEPT, ["test_towers.py"])]))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # Density from which a dense product is faster on a CPU, by the dtype of the weights, and for float weights of the dense
-# product (benchmarks/results/cpu.md, "by density").
+# product (benchmarks/results/cpu-avx512.md, "by density").
 BREAK_EVEN = {torch.float32: 0.5, torch.bfloat16: 0.22, torch.int16: 0.95, torch.int8: math.inf}
 _SAMPLED_ROWS, _SAMPLED_WORD_ROWS = 64, 1024
 # Multiplications, rows by inputs by outputs, from which a GPU's library is faster with 16-bit weights, spikes unpacked for it,
