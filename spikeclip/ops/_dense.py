@@ -14,13 +14,13 @@ _LARGE = 2**24  # multiplications
 _ONEDNN = torch.backends.mkldnn.is_available()
 
 
-def dense_product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ w + bias`` for x ``[..., K]`` and w ``[K, N]``, in the dtype of ``x``.
+def dense_product(x: Tensor, w: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """``x @ w + bias`` for x ``[..., K]`` and w ``[K, N]``, as ``dtype`` (default: that of ``x``).
 
     Large float32 ones on a CPU go to oneDNN as a convolution of one pixel: MKL, which ``torch.mm`` takes there, was measured
     to need 1.7 to 2.3 times as long on an AMD CPU with AVX-512 (small ones half as long).
     """
-    dtype = x.dtype
+    dtype = x.dtype if dtype is None else dtype
     x = x.to(product_dtype(x))
     w, bias = w.to(x.dtype), None if bias is None else bias.to(x.dtype)
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and _ONEDNN

@@ -21,6 +21,7 @@ for _name in _NAMES:
         f"{_name}(Tensor s, SymInt length, Tensor w, Tensor? scale, Tensor? tiles, Tensor? bias, bool keep, "
         "ScalarType? dtype, str backend) -> (Tensor, Tensor)"
     )
+_library.define("spike_matmul_ds(Tensor dy, Tensor w, ScalarType dtype) -> Tensor")
 _library.define("spike_matmul_dw(Tensor words, SymInt length, Tensor dy, str backend) -> Tensor")
 
 
@@ -139,7 +140,7 @@ def _fwd(s, length, w, scale, tiles, bias, keep, dtype, backend):
     product = dense_dtype(w, out)
     if goes_dense(backend, name, rows, length, w.dtype, product, functions, rows.shape[0] * w.numel()):
         dense = functions.unpack(rows.contiguous(), length, product) if packed else rows.to(product)
-        y = dense_product(dense, (w if scale is None else w * scale).to(product), bias).to(out)
+        y = dense_product(dense, (w if scale is None else w * scale).to(product), bias, out)
         words = pack(s, functions) if keep else None
     else:
         words = s if packed else pack(s, functions)
@@ -160,6 +161,15 @@ def _dw(words, length, dy, backend):
         dw = (dy.t() @ dense).t() if name == "triton" else dense.t() @ dy
         return dw.to(compute_dtype(dy))
     return functions.spike_matmul_dw(words, length, dy)
+
+
+def _ds(dy, w, dtype):
+    return dense_product(dy, w.t(), dtype=dtype)
+
+
+def _gradient_of_spikes(dy: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
+    """``dy w^T``; an op where it is not made in the dtype of ``dy``: a compiler would leave out that it is then rounded."""
+    return (_ds if product_dtype(dy) == dy.dtype else _spike_matmul_ds)(dy, w, dtype)
 
 
 def _fwd_fake(s, length, w, scale, tiles, bias, keep, dtype, backend):
@@ -192,7 +202,7 @@ class _SpikeMatmul(torch.autograd.Function):
         words, w = ctx.saved_tensors
         length, s_dtype, w_dtype, bias_dtype, backend = ctx.options
         wants_s, _, wants_w, _, _, wants_bias = ctx.needs_input_grad[:6]
-        ds = dense_product(dy, w.t()).to(s_dtype) if wants_s else None
+        ds = _gradient_of_spikes(dy, w, s_dtype) if wants_s else None
         dw = _spike_matmul_dw(words, length, dy, backend).to(w_dtype) if wants_w else None
         dbias = dy.sum_to_size(dy.shape[-1:]).to(bias_dtype) if wants_bias else None
         return ds, None, dw, None, None, dbias, None, None, None
@@ -210,7 +220,7 @@ class _ToEdge(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         (w,) = ctx.saved_tensors
-        return dy, dense_product(dy, w.t()).to(ctx.dtype), None
+        return dy, _gradient_of_spikes(dy, w, ctx.dtype), None
 
 
 def _autocast(device_type: str, op):
@@ -226,16 +236,25 @@ def _autocast(device_type: str, op):
 
 
 _spike_matmul = torch.ops.spikeclip.spike_matmul.default
+_spike_matmul_ds = torch.ops.spikeclip.spike_matmul_ds.default
 _spike_matmul_dw = torch.ops.spikeclip.spike_matmul_dw.default
 _spike_matmul_again = torch.ops.spikeclip.spike_matmul_again.default
 for _device in ("CPU", "CUDA"):
     for _name, _op in zip(_NAMES, (_spike_matmul, _spike_matmul_again), strict=True):
         _library.impl(_name, _fwd, _device)
         _library.impl(_name, _autocast(_device.lower(), _op), f"Autocast{_device}")
+    _library.impl("spike_matmul_ds", _ds, _device)
     _library.impl("spike_matmul_dw", _dw, _device)
 _library.impl("spike_matmul", with_autograd(_SpikeMatmul, _spike_matmul), "Autograd")
-for _name, _op in (("spike_matmul_dw", _spike_matmul_dw), ("spike_matmul_again", _spike_matmul_again)):
+for _name, _op in (
+    ("spike_matmul_ds", _spike_matmul_ds),
+    ("spike_matmul_dw", _spike_matmul_dw),
+    ("spike_matmul_again", _spike_matmul_again),
+):
     _library.impl(_name, with_autograd(no_second_derivative("spike_matmul", _op), _op), "Autograd")
+torch.library.register_fake(
+    "spikeclip::spike_matmul_ds", lambda dy, w, dtype: dy.new_empty((*dy.shape[:-1], w.shape[0]), dtype=dtype), lib=_library
+)
 for _name in _NAMES:
     torch.library.register_fake(f"spikeclip::{_name}", _fwd_fake, lib=_library)
 torch.library.register_fake("spikeclip::spike_matmul_dw", _dw_fake, lib=_library)
