@@ -47,10 +47,9 @@ def large_on_gpu(dtype: torch.dtype, multiplications: int) -> bool:
 
 
 def break_even(weights: torch.dtype, dense: torch.dtype) -> float:
-    """The density from which a product in ``dense`` with all weights beats adding those of spikes; inf: never."""
-    floating = dense if dense in BREAK_EVEN and dense not in SLOW_ON_CPU else torch.float32
-    kind = floating if weights.is_floating_point else weights
-    return BREAK_EVEN[kind]
+    """The density from which a product in ``dense``, which ``product_dtype`` gave, beats adding those of spikes; inf: never."""
+    floating = dense if dense in BREAK_EVEN else torch.float32
+    return BREAK_EVEN[floating if weights.is_floating_point else weights]
 
 
 def event_driven(s: Tensor, length: int, weights: torch.dtype, dense: torch.dtype, count) -> bool:

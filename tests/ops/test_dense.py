@@ -67,14 +67,14 @@ def weights_of_convolution(dtype):
     return right, lambda: conv_dw(pack_spikes(s).words, 16, dy, (3, 3), (1, 1), (1, 1), "auto")
 
 
-def spikes_of_convolution(dtype, channels=16, size=8):
-    w, dy = torch.randn(24, channels, 3, 3), torch.randn(2, 24, size, size).to(dtype)
+def spikes_of_convolution(dtype, channels=16, size=8, outputs=24):
+    w, dy = torch.randn(outputs, channels, 3, 3), torch.randn(2, outputs, size, size).to(dtype)
     right = lambda t: torch.nn.grad.conv2d_input((2, channels, size, size), w.to(t), dy.to(t), padding=1)  # noqa: E731
     return right, lambda: conv_ds(w, dy, (size, size), (1, 1), (1, 1), "auto")
 
 
 def spikes_by_winograd(dtype):
-    return spikes_of_convolution(dtype, channels=64, size=32)
+    return spikes_of_convolution(dtype, channels=64, size=32, outputs=32)
 
 
 GRADIENTS = [large_product, weights_of_matmul, weights_of_convolution, spikes_of_convolution, spikes_by_winograd]
