@@ -78,8 +78,7 @@ def fire_at(tower: SpikingImageEncoder, images: Tensor, rate: float) -> SpikingI
     stream = flat()
     for block, behind in zip(blocks, [*blocks[1:], None], strict=True):
         attention, spikes = block.attention, block.lif(stream)
-        for part in (attention.q, attention.k, attention.v):
-            shift(part.norm, current(part.norm, part.linear(spikes)), part.norm)
+        shift(attention.qkv.norm, current(attention.qkv.norm, attention.qkv.linear(spikes)), attention.qkv.norm)
         seen: list[Tensor] = []
         handle = attention.attention_lif.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
         attention(spikes)

@@ -274,39 +274,35 @@ SpikeLif spike_lif(uintptr_t words, int64_t steps, const Conv2dShape& shape, boo
 // images, q tokens, k tokens, channels, heads
 using AttentionShape = std::array<int64_t, 5>;
 
-SpikeAttention attention(const std::array<uintptr_t, 3>& qkv, const AttentionShape& s, float scale, uintptr_t out, int dtype,
-                         int threads) {
+SpikeAttention attention(const std::array<uintptr_t, 3>& qkv, const AttentionShape& s, bool together, float scale, uintptr_t out,
+                         int dtype, int threads) {
   check_sizes(s[0] * s[1] * s[2], s[3] * s[4], threads);
-  return {at<uint32_t>(qkv[0]), at<uint32_t>(qkv[1]), at<uint32_t>(qkv[2]), s[0], s[1], s[2], s[3], s[4], scale, at<void>(out),
-          Dtype(dtype), threads};
+  return {at<uint32_t>(qkv[0]), at<uint32_t>(qkv[1]), at<uint32_t>(qkv[2]), s[0], s[1], s[2], s[3], s[4], together, scale,
+          at<void>(out), Dtype(dtype), threads};
 }
 
-void spike_attention(const std::array<uintptr_t, 3>& qkv, const AttentionShape& shape, float scale, uintptr_t out, int dtype,
-                     int threads) {
+void spike_attention(const std::array<uintptr_t, 3>& qkv, const AttentionShape& shape, bool together, float scale,
+                     uintptr_t out, int dtype, int threads) {
   prefer_huge_pages(at<void>(out), bytes(shape[0] * shape[1] * shape[3], dtype));
-  current.spike_attention(attention(qkv, shape, scale, out, dtype, threads));
+  current.spike_attention(attention(qkv, shape, together, scale, out, dtype, threads));
 }
 
-void spike_attention_grad(const std::array<uintptr_t, 3>& qkv, const AttentionShape& shape, float scale, uintptr_t dy,
-                          int dtype, const std::array<uintptr_t, 3>& gradients, int threads) {
-  current.spike_attention_grad({attention(qkv, shape, scale, dy, dtype, threads), at<void>(gradients[0]),
+void spike_attention_grad(const std::array<uintptr_t, 3>& qkv, const AttentionShape& shape, bool together, float scale,
+                          uintptr_t dy, int dtype, const std::array<uintptr_t, 3>& gradients, int threads) {
+  current.spike_attention_grad({attention(qkv, shape, together, scale, dy, dtype, threads), at<void>(gradients[0]),
                                 at<void>(gradients[1]), at<void>(gradients[2])});
 }
 
-SpikeAttentionLif spike_attention_lif(const std::array<uintptr_t, 3>& qkv, const AttentionShape& shape, float scale,
-                                      int64_t steps, uintptr_t words, float tau, float v_threshold, float v_reset,
+SpikeAttentionLif spike_attention_lif(const std::array<uintptr_t, 3>& qkv, const AttentionShape& shape, bool together,
+                                      float scale, int64_t steps, uintptr_t words, float tau, float v_threshold, float v_reset,
                                       bool decay_input, bool soft_reset, int threads) {
   if (steps < 1 || shape[0] % steps != 0) throw std::invalid_argument("images must be a multiple of steps");
-  return {attention(qkv, shape, scale, 0, 0, threads), steps, at<uint32_t>(words),
+  return {attention(qkv, shape, together, scale, 0, 0, threads), steps, at<uint32_t>(words),
           LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}};
 }
 
 void stop_from(Sequence& sequence, uintptr_t words, int64_t number, int64_t ones) {
   sequence.steps.emplace_back([=](int) { return count(words, number) < ones; });
-}
-
-void gather(Sequence& sequence, uintptr_t from, int64_t rows, int64_t width, int64_t stride, uintptr_t to) {
-  sequence.steps.emplace_back([=](int) { return gather_rows(at<uint32_t>(from), rows, width, stride, at<uint32_t>(to)), true; });
 }
 
 void mean(Sequence& sequence, uintptr_t x, uintptr_t weights, const std::array<int64_t, 4>& shape, uintptr_t out) {
@@ -367,7 +363,6 @@ PYBIND11_MODULE(_cpu, m) {
       .def("spike_lif", later(&spike_lif, &Isa::spike_lif))
       .def("spike_attention_lif", later(&spike_attention_lif, &Isa::spike_attention_lif))
       .def("bn_lif_fwd", later(&bn_lif_fwd, &Isa::lif_forward))
-      .def("gather", &gather)
       .def("mean", &mean)
       .def("stop_from", &stop_from, "The run ends here where the words have that many ones.")
       .def("run", &Sequence::run, no_gil);

@@ -85,23 +85,27 @@ void gradient(uintptr_t words, const std::array<int, 10>& shape, int m, int n, i
                  at<void>(stream));
 }
 
-void attention(int64_t sequences, int heads, int width, int n, int s, uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t y,
-               int y_dtype, float scale, uintptr_t stream) {
-  spike_attention({{sequences, heads, width}, n, s, at<uint32_t>(q), at<uint32_t>(k), at<uint32_t>(v), at<void>(y),
-                   Dtype(y_dtype), scale},
+// words, words a row, first bit
+using SpikeRows = std::tuple<uintptr_t, int, int>;
+
+Spikes spikes(const SpikeRows& s) { return {at<uint32_t>(std::get<0>(s)), std::get<1>(s), std::get<2>(s)}; }
+
+void attention(int64_t sequences, int heads, int width, int n, int s, const SpikeRows& q, const SpikeRows& k, const SpikeRows& v,
+               uintptr_t y, int y_dtype, float scale, uintptr_t stream) {
+  spike_attention({{sequences, heads, width}, n, s, spikes(q), spikes(k), spikes(v), at<void>(y), Dtype(y_dtype), scale},
                   at<void>(stream));
 }
 
-void gram(int64_t sequences, int heads, int width, int rows, uintptr_t a, uintptr_t b, bool b_packed, int b_dtype,
-          uintptr_t out, uintptr_t stream) {
-  head_gram({{sequences, heads, width}, rows, at<uint32_t>(a), at<void>(b), b_packed, Dtype(b_dtype), at<float>(out)},
+void gram(int64_t sequences, int heads, int width, int rows, const SpikeRows& a, const SpikeRows& b, uintptr_t dense,
+          int dense_dtype, uintptr_t out, uintptr_t stream) {
+  head_gram({{sequences, heads, width}, rows, spikes(a), spikes(b), at<void>(dense), Dtype(dense_dtype), at<float>(out)},
             at<void>(stream));
 }
 
-void apply(int64_t sequences, int heads, int width, int rows, uintptr_t a, bool a_packed, int a_dtype, uintptr_t matrix,
-           bool transposed, uintptr_t y, int y_dtype, float scale, uintptr_t stream) {
-  head_apply({{sequences, heads, width}, rows, at<void>(a), a_packed, Dtype(a_dtype), at<float>(matrix), transposed,
-              at<void>(y), Dtype(y_dtype), scale},
+void apply(int64_t sequences, int heads, int width, int rows, const SpikeRows& a, uintptr_t dense, int dense_dtype,
+           uintptr_t matrix, bool transposed, uintptr_t y, int y_row, int y_dtype, float scale, uintptr_t stream) {
+  head_apply({{sequences, heads, width}, rows, spikes(a), at<void>(dense), Dtype(dense_dtype), at<float>(matrix), transposed,
+              at<void>(y), y_row, Dtype(y_dtype), scale},
              at<void>(stream));
 }
 

@@ -1,9 +1,12 @@
 """Softmax-free attention on packed spikes in Triton: the `triton` backend of ``ops.spike_attention``.
 
-A head is a range of bits of a packed row, at any bit. Products of spikes are small integers, so their sums are exact in any
-order. Where a head's matrices fit into registers, a program owns rows of one head of one sequence, backward all of them; a
-matrix of tokens by tokens exists only as a tile there.
+A head is a range of bits of a packed row, at any bit: rows of q, of k and of v, or of all three side by side, ``apart`` bits
+from one to the next. Products of spikes are small integers, so their sums are exact in any order. Where a head's matrices fit
+into registers, a program owns rows of one head of one sequence, backward all of them; a matrix of tokens by tokens exists only
+as a tile there.
 """
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -11,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spikeclip.ops._device import device_of
+from spikeclip.ops._side_by_side import gradients, parts
 
 from ._bits import dot, expand, expand_down, upper
 
@@ -52,8 +56,8 @@ def _rows_down(words_ptr, row, rows, per_row, start, width, J: tl.constexpr):
 
 
 @triton.jit
-def _store_head(y_ptr, acc, sequence, row, rows, channels, start, column, width):
-    at = (sequence * rows + row)[:, None] * channels + (start + column)[None, :]
+def _store_head(y_ptr, acc, sequence, row, rows, y_row, start, column, width):
+    at = (sequence * rows + row)[:, None] * y_row + (start + column)[None, :]
     tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=(row < rows)[:, None] & (column < width)[None, :])
 
 
@@ -66,12 +70,13 @@ def _head(x_ptr, sequence, row, rows, channels, start, column, width):
 
 @triton.jit
 def _attention_direct(
-    q_ptr, k_ptr, v_ptr, y_ptr, n, s, channels, per_row, heads, width, scale,
+    q_ptr, k_ptr, v_ptr, y_ptr, n, s, channels, per_row, apart, heads, width, scale,
     J: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """(q k^T) v, whose inner product must be exact in float16."""
     sequence = (tl.program_id(0) // heads).to(tl.int64)
     start = tl.program_id(0) % heads * width
+    k_start, v_start = start + apart, start + 2 * apart
     tiles = tl.cdiv(width, 32 * J)
     row = tl.program_id(1) // tiles * BN + tl.arange(0, BN)
     first = tl.program_id(1) % tiles * 32 * J
@@ -84,29 +89,30 @@ def _attention_direct(
         scores = tl.zeros((BN, BS), tl.float32)
         for i in range(0, width, 32 * J):
             q = expand(_rows(q_ptr, row, n, per_row, start + i, width - i, J), tl.float16)
-            k = expand_down(_rows_down(k_ptr, others, s, per_row, start + i, width - i, J), tl.float16)
+            k = expand_down(_rows_down(k_ptr, others, s, per_row, k_start + i, width - i, J), tl.float16)
             scores = dot(q, k, scores, "ieee")
-        v = expand(_rows(v_ptr, others, s, per_row, start + first, width - first, J), tl.float16)
+        v = expand(_rows(v_ptr, others, s, per_row, v_start + first, width - first, J), tl.float16)
         acc = dot(scores.to(tl.float16), v, acc, "ieee")
     _store_head(y_ptr, acc * scale, sequence, row, n, channels, start, first + tl.arange(0, 32 * J), width)
 
 
 @triton.jit
 def _attention(
-    q_ptr, k_ptr, v_ptr, y_ptr, n, s, channels, per_row, heads, width, rows_each, scale,
+    q_ptr, k_ptr, v_ptr, y_ptr, n, s, channels, per_row, apart, heads, width, rows_each, scale,
     J: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """q (k^T v) for rows_each rows of a head of at most 32 J channels; k^T v must be exact in float16."""
     sequence = (tl.program_id(0) // heads).to(tl.int64)
     start = tl.program_id(0) % heads * width
+    k_start, v_start = start + apart, start + 2 * apart
     q_ptr += sequence * n * per_row
     k_ptr += sequence * s * per_row
     v_ptr += sequence * s * per_row
     kv = tl.zeros((32 * J, 32 * J), tl.float32)
     for token in range(0, s, BS):
         others = token + tl.arange(0, BS)
-        k = expand_down(_rows_down(k_ptr, others, s, per_row, start, width, J), tl.float16)
-        v = expand(_rows(v_ptr, others, s, per_row, start, width, J), tl.float16)
+        k = expand_down(_rows_down(k_ptr, others, s, per_row, k_start, width, J), tl.float16)
+        v = expand(_rows(v_ptr, others, s, per_row, v_start, width, J), tl.float16)
         kv = dot(k, v, kv, "ieee")
     operand = kv.to(tl.float16)
     begin = tl.program_id(1) * rows_each
@@ -119,7 +125,7 @@ def _attention(
 
 @triton.jit
 def _attention_bwd(
-    dy_ptr, q_ptr, k_ptr, v_ptr, dq_ptr, dk_ptr, dv_ptr, n, s, channels, per_row, heads, width, scale,
+    dy_ptr, q_ptr, k_ptr, v_ptr, dq_ptr, dk_ptr, dv_ptr, n, s, channels, y_row, per_row, apart, heads, width, scale,
     J: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """All gradients of a head of at most 32 J channels from a 16-bit dy; v^T k must be exact in float16.
@@ -128,6 +134,7 @@ def _attention_bwd(
     """
     sequence = (tl.program_id(0) // heads).to(tl.int64)
     start = tl.program_id(0) % heads * width
+    k_start, v_start = start + apart, start + 2 * apart
     column = tl.arange(0, 32 * J)
     q_ptr += sequence * n * per_row
     k_ptr += sequence * s * per_row
@@ -141,8 +148,8 @@ def _attention_bwd(
     vk = tl.zeros((32 * J, 32 * J), tl.float32)
     for first in range(0, s, BR):
         row = first + tl.arange(0, BR)
-        v = expand_down(_rows_down(v_ptr, row, s, per_row, start, width, J), tl.float16)
-        vk = dot(v, expand(_rows(k_ptr, row, s, per_row, start, width, J), tl.float16), vk, "ieee")
+        v = expand_down(_rows_down(v_ptr, row, s, per_row, v_start, width, J), tl.float16)
+        vk = dot(v, expand(_rows(k_ptr, row, s, per_row, k_start, width, J), tl.float16), vk, "ieee")
     none = tl.zeros((BR, 32 * J), tl.float32)
     vk_high, rest = upper(vk)
     vk_low, _ = upper(rest)
@@ -153,23 +160,24 @@ def _attention_bwd(
             dq = dot(dy, vk.to(tl.float16), none, "ieee")
         else:
             dq = dot(dy, vk_high, dot(dy, vk_low, none, "ieee"), "ieee")
-        _store_head(dq_ptr, dq * scale, sequence, row, n, channels, start, column, width)
+        _store_head(dq_ptr, dq * scale, sequence, row, n, y_row, start, column, width)
     q_dy_high, rest = upper(q_dy)
     q_dy_low, _ = upper(rest)
     dy_q_high, dy_q_low = tl.trans(q_dy_high), tl.trans(q_dy_low)
     for first in range(0, s, BR):
         row = first + tl.arange(0, BR)
-        v = expand(_rows(v_ptr, row, s, per_row, start, width, J), tl.bfloat16)
+        v = expand(_rows(v_ptr, row, s, per_row, v_start, width, J), tl.bfloat16)
         dk = dot(v, dy_q_high, dot(v, dy_q_low, none, "ieee"), "ieee")
-        _store_head(dk_ptr, dk * scale, sequence, row, s, channels, start, column, width)
-        k = expand(_rows(k_ptr, row, s, per_row, start, width, J), tl.bfloat16)
+        _store_head(dk_ptr, dk * scale, sequence, row, s, y_row, start, column, width)
+        k = expand(_rows(k_ptr, row, s, per_row, k_start, width, J), tl.bfloat16)
         dv = dot(k, q_dy_high, dot(k, q_dy_low, none, "ieee"), "ieee")
-        _store_head(dv_ptr, dv * scale, sequence, row, s, channels, start, column, width)
+        _store_head(dv_ptr, dv * scale, sequence, row, s, y_row, start, column, width)
 
 
 @triton.jit
 def _gram(
-    a_ptr, b_ptr, gram_ptr, rows, channels, per_row, heads, width, B_BITS: tl.constexpr, J: tl.constexpr, BR: tl.constexpr
+    a_ptr, b_ptr, gram_ptr, rows, channels, per_row, a_first, b_first, heads, width,
+    B_BITS: tl.constexpr, J: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """a^T b of every head, float32 [L, heads, width, width]: a packed, b packed or dense [L, rows, channels]."""
     sequence = (tl.program_id(0) // heads).to(tl.int64)
@@ -182,11 +190,10 @@ def _gram(
     acc = tl.zeros((32 * J, 32 * J), tl.float32)
     for token in range(0, rows, BR):
         row = token + tl.arange(0, BR)
-        a_words = _rows_down(a_ptr, row, rows, per_row, start + i, width - i, J)
+        a_words = _rows_down(a_ptr, row, rows, per_row, a_first + start + i, width - i, J)
         if B_BITS:
-            b = expand(
-                _rows(b_ptr + sequence * rows * per_row, row, rows, per_row, start + first, width - first, J), tl.float16
-            )
+            b_rows = b_ptr + sequence * rows * per_row
+            b = expand(_rows(b_rows, row, rows, per_row, b_first + start + first, width - first, J), tl.float16)
         else:
             b = _head(b_ptr, sequence, row, rows, channels, start, column, width)
         acc = dot(expand_down(a_words, b.dtype), b, acc, "ieee")
@@ -197,10 +204,10 @@ def _gram(
 
 @triton.jit
 def _apply(
-    a_ptr, gram_ptr, y_ptr, rows, channels, per_row, heads, width, stride_i, stride_j, scale,
+    a_ptr, gram_ptr, y_ptr, rows, channels, y_row, per_row, a_first, heads, width, stride_i, stride_j, scale,
     A_BITS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, J: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """y [L, rows, channels] = a gram * scale for every head: a packed or dense, gram [width, width] by its strides."""
+    """y [L, rows, channels], rows y_row apart, = a gram * scale for every head: a packed or dense, gram by its strides."""
     sequence = (tl.program_id(0) // heads).to(tl.int64)
     start = tl.program_id(0) % heads * width
     tiles = tl.cdiv(width, 32 * J)
@@ -211,23 +218,24 @@ def _apply(
     for i in range(0, width, 32):
         line = i + tl.arange(0, 32)
         if A_BITS:
-            words = _rows(a_ptr + sequence * rows * per_row, row, rows, per_row, start + i, width - i, 1)
+            words = _rows(a_ptr + sequence * rows * per_row, row, rows, per_row, a_first + start + i, width - i, 1)
             a = expand(words, OPERAND)
         else:
             a = _head(a_ptr, sequence, row, rows, channels, start, line, width).to(OPERAND)
         gram_mask = (line < width)[:, None] & (column < width)[None, :]
         gram = tl.load(gram_ptr + line[:, None] * stride_i + column[None, :] * stride_j, mask=gram_mask, other=0.0)
         acc = dot(a, gram.to(OPERAND), acc, PRECISION)
-    _store_head(y_ptr, acc * scale, sequence, row, rows, channels, start, column, width)
+    _store_head(y_ptr, acc * scale, sequence, row, rows, y_row, start, column, width)
 
 
 def launch_forward(width: int) -> dict[str, int]:
-    """Words of a head a tile, rows of q and of k and v, warps."""
-    return {"J": 1 if width <= 32 else 2, "BN": 64, "BS": 32, "num_warps": 4}
+    """Words of a head a tile, rows of q and of k and v, warps; three stages spill in narrow heads."""
+    rows = {"BN": 64, "BS": 32, "num_warps": 4}
+    return {"J": 1, **rows, "num_stages": 2} if width <= 32 else {"J": 2, **rows}
 
 
 def launch_backward(width: int) -> dict[str, int]:
-    return {"J": 1, "BR": 32, "num_warps": 4} if width <= 32 else {"J": 2, "BR": 64, "num_warps": 4}
+    return {"J": 1, "BR": 32, "num_warps": 4, "num_stages": 2} if width <= 32 else {"J": 2, "BR": 64, "num_warps": 4}
 
 
 def launch_gram(width: int) -> dict[str, int]:
@@ -239,71 +247,89 @@ def launch_apply(width: int, operand: torch.dtype, precision: str) -> dict[str, 
     return {"J": 1 if width <= 32 else 2, "BR": 128 if wide else 64, "num_warps": 8 if wide else 4}
 
 
-def _head_gram(a: Tensor, b: Tensor, channels: int, num_heads: int) -> Tensor:
-    length, rows, per_row = a.shape
+def _head_gram(a: tuple[Tensor, int], b: tuple[Tensor, int] | Tensor, channels: int, num_heads: int) -> Tensor:
+    words, a_first = a
+    b, b_first = (b, 0) if isinstance(b, Tensor) else b
+    length, rows, per_row = words.shape
     width = channels // num_heads
-    gram = a.new_empty((length, num_heads, width, width), dtype=torch.float32)
+    gram = words.new_empty((length, num_heads, width, width), dtype=torch.float32)
     launch = launch_gram(width)
     grid = (length * num_heads, triton.cdiv(width, 32 * launch["J"]) ** 2)
-    _gram[grid](a, b, gram, rows, channels, per_row, num_heads, width, B_BITS=b.dtype == torch.int32, **launch)
+    _gram[grid](
+        words, b, gram, rows, channels, per_row, a_first, b_first, num_heads, width, B_BITS=b.dtype == torch.int32, **launch
+    )
     return gram
 
 
-def _head_apply(a, gram, channels, num_heads, scale, dtype, operand, precision) -> Tensor:
-    length, rows, per_row = a.shape
-    width = channels // num_heads
-    y = a.new_empty((length, rows, channels), dtype=dtype)
+def _head_apply(a: tuple[Tensor, int] | Tensor, gram: Tensor, scale: float, y: Tensor, operand, precision: str) -> Tensor:
+    """``y`` [L, rows, channels], whose rows may lie apart, with a gram * scale for every head."""
+    a, first = (a, 0) if isinstance(a, Tensor) else a
+    length, rows, channels = y.shape
+    num_heads, width = gram.shape[1:3]
     launch = launch_apply(width, operand, precision)
     grid = (length * num_heads, triton.cdiv(rows, launch["BR"]) * triton.cdiv(width, 32 * launch["J"]))
     _apply[grid](
-        a, gram, y, rows, channels, per_row, num_heads, width, *gram.stride()[2:], scale, A_BITS=a.dtype == torch.int32,
-        OPERAND={torch.float32: tl.float32, torch.float16: tl.float16}[operand], PRECISION=precision, **launch,
+        a, gram, y, rows, channels, y.stride(1), a.shape[2], first, num_heads, width, *gram.stride()[2:], scale,
+        A_BITS=a.dtype == torch.int32, OPERAND={torch.float32: tl.float32, torch.float16: tl.float16}[operand],
+        PRECISION=precision, **launch,
     )  # fmt: skip
     return y
 
 
-def spike_attention(q: Tensor, k: Tensor, v: Tensor, channels: int, num_heads: int, scale: float, dtype: torch.dtype) -> Tensor:
-    """Packed q [L, N, W], k and v [L, S, W] with W = ceil(channels / 32) -> [L, N, channels] in ``dtype``."""
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    (length, n, per_row), s = q.shape, k.shape[1]
+def spike_attention(
+    q: Tensor, k: Tensor | None, v: Tensor | None, channels: int, num_heads: int, scale: float, dtype: torch.dtype
+) -> Tensor:
+    """Packed q [L, N, W], k and v [L, S, W] with W = ceil(channels / 32) -> [L, N, channels] in ``dtype``.
+
+    Without k and v, q [L, N, ceil(3 channels / 32)] holds all three side by side.
+    """
+    q, k, v = parts(q, k, v, channels)
+    (words, _), (k_words, apart), (v_words, _) = q, k, v
+    (length, n, per_row), s = words.shape, k_words.shape[1]
     width = channels // num_heads
     direct = s < width
     launch = launch_forward(width)
-    y = q.new_empty((length, n, channels), dtype=dtype)
+    y = words.new_empty((length, n, channels), dtype=dtype)
     if not y.numel():
         return y
-    sizes, tiles = (n, s, channels, per_row, num_heads, width), triton.cdiv(n, launch["BN"])
-    with device_of(q):
+    sizes, tiles = (n, s, channels, per_row, apart, num_heads, width), triton.cdiv(n, launch["BN"])
+    with device_of(y):
         if direct and width <= EXACT_IN_FLOAT16:
             grid = (length * num_heads, tiles * triton.cdiv(width, 32 * launch["J"]))
-            _attention_direct[grid](q, k, v, y, *sizes, scale, **launch)
+            _attention_direct[grid](words, k_words, v_words, y, *sizes, scale, **launch)
         elif width <= WIDEST and s <= EXACT_IN_FLOAT16:
-            parts = min(tiles, triton.cdiv(PROGRAMS, length * num_heads))
-            each = triton.cdiv(tiles, parts) * launch["BN"]
-            _attention[(length * num_heads, triton.cdiv(n, each))](q, k, v, y, *sizes, each, scale, **launch)
+            programs = min(tiles, triton.cdiv(PROGRAMS, length * num_heads))
+            each = triton.cdiv(tiles, programs) * launch["BN"]
+            grid = (length * num_heads, triton.cdiv(n, each))
+            _attention[grid](words, k_words, v_words, y, *sizes, each, scale, **launch)
         else:
             gram, operand = _head_gram(k, v, channels, num_heads), torch.float16 if s <= EXACT_IN_FLOAT16 else torch.float32
-            return _head_apply(q, gram, channels, num_heads, scale, dtype, operand, "ieee")
+            return _head_apply(q, gram, scale, y, operand, "ieee")
     return y
 
 
 def spike_attention_bwd(
-    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, channels: int, num_heads: int, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, dense [L, N or S, channels] in dy's dtype, from dy [L, N, channels]."""
-    dy, q, k, v = dy.contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
-    if not (q.numel() and k.numel()):
-        return tuple(dy.new_zeros((*x.shape[:2], channels)) for x in (q, k, v))
-    (length, n, per_row), s, width = q.shape, k.shape[1], channels // num_heads
+    dy: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None, channels: int, num_heads: int, scale: float
+) -> Sequence[Tensor]:
+    """Gradients of q, k, v, dense [L, N or S, channels] in dy's dtype, from dy [L, N, channels]; one of all for one of all."""
+    found, (dq, dk, dv) = gradients(dy, q, k, v, channels)
+    if not (dq.numel() and dk.numel()):
+        return [g.zero_() for g in found]
+    q, k, v = parts(q, k, v, channels)
+    (words, _), (k_words, apart), (v_words, _) = q, k, v
+    dy, (n, per_row), s, width = dy.contiguous(), words.shape[1:], k_words.shape[1], channels // num_heads
     if dy.dtype != torch.float32 and width <= WIDEST and s <= EXACT_IN_FLOAT16:
-        gradients = tuple(dy.new_empty((length, tokens, channels)) for tokens in (n, s, s))
         with device_of(dy):
-            _attention_bwd[(length * num_heads,)](
-                dy, q, k, v, *gradients, n, s, channels, per_row, num_heads, width, scale, **launch_backward(width)
-            )
-        return gradients
+            _attention_bwd[(len(dy) * num_heads,)](
+                dy, words, k_words, v_words, dq, dk, dv, n, s, channels, dq.stride(1), per_row, apart, num_heads, width, scale,
+                **launch_backward(width),
+            )  # fmt: skip
+        return found
     # Three products of tf32 keep 22 bits of the sums: more than a 16-bit result can show.
-    last = (channels, num_heads, scale, dy.dtype, torch.float32, "ieee" if dy.dtype == torch.float32 else "tf32x3")
+    last = (torch.float32, "ieee" if dy.dtype == torch.float32 else "tf32x3")
     with device_of(dy):
         kv, q_dy = _head_gram(k, v, channels, num_heads), _head_gram(q, dy, channels, num_heads)
-        return _head_apply(dy, kv.mT, *last), _head_apply(v, q_dy.mT, *last), _head_apply(k, q_dy, *last)
+        _head_apply(dy, kv.mT, scale, dq, *last)
+        _head_apply(v, q_dy.mT, scale, dk, *last)
+        _head_apply(k, q_dy, scale, dv, *last)
+    return found

@@ -245,10 +245,11 @@ def gradient_variants(capability):
 
 def attention_variants():
     """Heads of one word and of more, and everything of size 1."""
-    sizes, rows = ("n", "s", "channels", "per_row", "heads", "width"), ("rows", "channels", "per_row", "heads", "width")
+    sizes = ("n", "s", "channels", "per_row", "apart", "heads", "width")
+    rows = ("rows", "channels", "per_row", "a_first", "heads", "width")
     for width in (1, 32, 48):
         ones, other = (dict.fromkeys(sizes, 1), dict.fromkeys(rows, 1)) if width == 1 else ({}, {})
-        aligned = ("channels", "width")
+        aligned = ("channels", "y_row", "apart", "a_first", "b_first", "width")
         pointers = {"q_ptr": "i32", "k_ptr": "i32", "v_ptr": "i32"}
         for dtype in DTYPES:
             out, launch = {**pointers, "y_ptr": dtype}, spike_attention.launch_forward(width)
@@ -258,11 +259,12 @@ def attention_variants():
         for dtype in DTYPES[1:]:
             every = pointers | dict.fromkeys(("dy_ptr", "dq_ptr", "dk_ptr", "dv_ptr"), dtype)
             name, launch = f"attention_bwd {dtype} width={width}", spike_attention.launch_backward(width)
-            yield variant(name, spike_attention._attention_bwd, every, sizes, ("scale",), ones, launch, aligned)
+            yield variant(name, spike_attention._attention_bwd, every, (*sizes, "y_row"), ("scale",), ones, launch, aligned)
         for b in ("i32", *DTYPES):
             pointers = {"a_ptr": "i32", "b_ptr": b, "gram_ptr": "fp32"}
             launch, constants = spike_attention.launch_gram(width), {**other, "B_BITS": b == "i32"}
-            yield variant(f"gram {b} width={width}", spike_attention._gram, pointers, rows, (), constants, launch, aligned)
+            integers = (*rows, "b_first")
+            yield variant(f"gram {b} width={width}", spike_attention._gram, pointers, integers, (), constants, launch, aligned)
         products = [("i32", "fp16", "ieee"), ("i32", "fp32", "ieee"), ("fp32", "fp32", "ieee"), ("i32", "fp32", "tf32x3")]
         products += [("fp16", "fp32", "tf32x3"), ("bf16", "fp32", "tf32x3")]
         for (a, operand, precision), transposed in itertools.product(products, (False, True)):
@@ -274,8 +276,8 @@ def attention_variants():
             launch = spike_attention.launch_apply(width, TORCH[operand], precision)
             yield variant(
                 f"apply {a} operand={operand} {precision} transposed={transposed} width={width}", spike_attention._apply,
-                {"a_ptr": a, "gram_ptr": "fp32", "y_ptr": out}, (*rows, "stride_i", "stride_j"), ("scale",), constants, launch,
-                aligned,
+                {"a_ptr": a, "gram_ptr": "fp32", "y_ptr": out}, (*rows, "y_row", "stride_i", "stride_j"), ("scale",), constants,
+                launch, aligned,
             )  # fmt: skip
 
 

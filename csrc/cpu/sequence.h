@@ -18,11 +18,6 @@ struct Sequence {
   }
 };
 
-// Rows of `width` words that lie `stride` apart, one after the other.
-inline void gather_rows(const uint32_t* from, int64_t rows, int64_t width, int64_t stride, uint32_t* to) {
-  for (int64_t row = 0; row < rows; ++row) std::copy_n(from + row * stride, width, to + row * width);
-}
-
 // x [steps, batch, tokens, channels] to [batch, channels]: means over the tokens, summed over the steps by their weights.
 inline void weighted_mean(const float* x, const float* weights, int64_t steps, int64_t batch, int64_t tokens, int64_t channels,
                           float* out) {

@@ -89,22 +89,34 @@ void sum_rows(const HeadBits& bits, const T* matrix, int64_t count, T* out) {
   }
 }
 
+// Where the spikes of q, of k or of v are: rows of words, in each of them from bit `first` on.
+struct Part {
+  const uint32_t* rows;
+  int64_t first;
+};
+
 struct Shape {
-  int64_t stride, width, padded, matrix;
+  int64_t row, stride, width, padded, matrix;  // of a row: spikes or gradients, and words
+  Part q, k, v;
   explicit Shape(const SpikeAttention& c)
-      : stride(words_per_row(c.channels)), width(c.channels / c.heads), padded(lanes(width)),
-        matrix(std::max(width, kSpare + 1) * padded) {}
+      : row(c.together ? 3 * c.channels : c.channels), stride(words_per_row(row)), width(c.channels / c.heads),
+        padded(lanes(width)), matrix(std::max(width, kSpare + 1) * padded), q{c.q, 0}, k{c.k, c.together ? c.channels : 0},
+        v{c.v, c.together ? 2 * c.channels : 0} {}
+
+  HeadBits bits(const Part& part, int64_t token, int64_t head) const {
+    return {part.rows + token * stride, part.first + head * width, width};
+  }
 };
 
 // a^T b of one head, where a and b are k and v or the other way round: counts [width, padded], and zeros in row kSpare.
 template <int kFixed, typename T>
-void count_pairs(const SpikeAttention& c, const Shape& s, const uint32_t* a, const uint32_t* b, int64_t image, int64_t head,
-                 T* counts, T* row) {
+void count_pairs(const SpikeAttention& c, const Shape& s, const Part& a, const Part& b, int64_t image, int64_t head, T* counts,
+                 T* row) {
   std::fill(counts, counts + s.matrix, T(0));
   for (int64_t n = 0; n < c.k_tokens; ++n) {
-    const int64_t at = (image * c.k_tokens + n) * s.stride;
-    const HeadBits rows{a + at, head * s.width, s.width}, columns{b + at, head * s.width, s.width};
-    columns.expand(row);
+    const int64_t token = image * c.k_tokens + n;
+    const HeadBits rows = s.bits(a, token, head);
+    s.bits(b, token, head).expand(row);
     const auto add = [&](int64_t i) { add_row<kFixed>(counts + i * s.padded, row, s.padded); };
     if constexpr (kFixed != 0)
       rows.each_of_four(add);
@@ -126,10 +138,10 @@ void attend(const SpikeAttention& c) {
       T* counts = scratch.data + thread_index() * (s.matrix + 2 * s.padded);
       T *row = counts + s.matrix, *sum = row + s.padded;
       float* buffer = values.data + thread_index() * s.padded;
-      count_pairs<kFixed>(c, s, c.k, c.v, image, head, counts, row);
+      count_pairs<kFixed>(c, s, s.k, s.v, image, head, counts, row);
       for (int64_t n = 0; n < c.q_tokens; ++n) {
         const int64_t token = image * c.q_tokens + n;
-        sum_rows<kFixed>({c.q + token * s.stride, head * s.width, s.width}, counts, s.padded, sum);
+        sum_rows<kFixed>(s.bits(s.q, token, head), counts, s.padded, sum);
         const int64_t at = token * c.channels + head * s.width;
         float* to = stream ? buffer : row_to_write(c.out, c.dtype, at, buffer);
 #pragma omp simd
@@ -153,7 +165,7 @@ template <int kFixed, typename T, bool decay_input, bool soft_reset>
 void attend_and_fire(const SpikeAttentionLif& c) {
   const SpikeAttention& f = c.forward;
   const Shape s(f);
-  const int64_t batch = f.images / c.steps, halves = 2 * s.stride;
+  const int64_t batch = f.images / c.steps, halves = 2 * words_per_row(f.channels);
   const AlignedArray<T> scratch(f.threads * (s.matrix + 2 * s.padded));
   const AlignedArray<float> membranes(f.threads * f.q_tokens * kFixed);
 #pragma omp parallel for schedule(static) num_threads(f.threads) collapse(2)
@@ -164,10 +176,10 @@ void attend_and_fire(const SpikeAttentionLif& c) {
       float* v = membranes.data + thread_index() * f.q_tokens * kFixed;
       std::fill(v, v + f.q_tokens * kFixed, c.params.v_reset);
       for (int64_t t = 0; t < c.steps; ++t) {
-        count_pairs<kFixed>(f, s, f.k, f.v, t * batch + image, head, counts, row);
+        count_pairs<kFixed>(f, s, s.k, s.v, t * batch + image, head, counts, row);
         for (int64_t n = 0; n < f.q_tokens; ++n) {
           const int64_t token = (t * batch + image) * f.q_tokens + n;
-          sum_rows<kFixed>({f.q + token * s.stride, head * s.width, s.width}, counts, s.padded, sum);
+          sum_rows<kFixed>(s.bits(s.q, token, head), counts, s.padded, sum);
           alignas(kLine) float current[kFixed];
 #pragma omp simd
           for (int j = 0; j < kFixed; ++j) current[j] = static_cast<float>(sum[j]) * f.scale;
@@ -232,7 +244,7 @@ void differentiate(const SpikeAttentionGrad& c) {
         std::copy_n(from, s.width, to);
         store_row(out, f.dtype, at, s.width, to);
       };
-      count_pairs<kFixed>(f, s, f.v, f.k, image, head, counts, row);
+      count_pairs<kFixed>(f, s, s.v, s.k, image, head, counts, row);
       std::fill(g, g + s.matrix, 0.0f);
       std::fill(row, row + kTokens * s.padded, 0.0f);
       for (int64_t first = 0; first < f.q_tokens; first += kTokens) {
@@ -245,23 +257,21 @@ void differentiate(const SpikeAttentionGrad& c) {
             __builtin_prefetch(static_cast<const char*>(f.out) + (at + s.width + i) * size, 0, 2);
 #pragma omp simd
           for (int64_t j = 0; j < s.width; ++j) scaled[j] = dy[j] * f.scale;
-          const HeadBits q{f.q + token * s.stride, head * s.width, s.width};
-          q.each([&](int64_t i) { add_row<kFixed>(g + i * s.padded, scaled, s.padded); });
+          s.bits(s.q, token, head).each([&](int64_t i) { add_row<kFixed>(g + i * s.padded, scaled, s.padded); });
         }
         multiply_rows<kFixed>(row, counts, s.width, s.padded, sum);
         for (int64_t n = 0; n < tokens; ++n)
-          write(sum + n * s.padded, c.dq, (image * f.q_tokens + first + n) * f.channels + head * s.width);
+          write(sum + n * s.padded, c.dq, (image * f.q_tokens + first + n) * s.row + head * s.width);
       }
       std::fill(transposed, transposed + s.matrix, 0.0f);
       for (int64_t j = 0; j < s.width; ++j)
 #pragma omp simd
         for (int64_t i = 0; i < s.width; ++i) transposed[j * s.padded + i] = g[i * s.padded + j];
       for (int64_t n = 0; n < f.k_tokens; ++n) {
-        const int64_t token = image * f.k_tokens + n, at = token * f.channels + head * s.width;
-        const HeadBits k{f.k + token * s.stride, head * s.width, s.width}, v{f.v + token * s.stride, head * s.width, s.width};
-        sum_rows<kFixed>(k, g, s.padded, sum);
+        const int64_t token = image * f.k_tokens + n, at = token * s.row + head * s.width;
+        sum_rows<kFixed>(s.bits(s.k, token, head), g, s.padded, sum);
         write(sum, c.dv, at);
-        sum_rows<kFixed>(v, transposed, s.padded, sum);
+        sum_rows<kFixed>(s.bits(s.v, token, head), transposed, s.padded, sum);
         write(sum, c.dk, at);
       }
     }

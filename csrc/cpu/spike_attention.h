@@ -9,10 +9,11 @@
 namespace spikeclip {
 
 struct SpikeAttention {
-  const uint32_t* q;  // [images, q_tokens, words_per_row(channels)]
-  const uint32_t* k;  // [images, k_tokens, words_per_row(channels)]
+  const uint32_t* q;  // [images, q_tokens, words_per_row(row)]
+  const uint32_t* k;  // [images, k_tokens, words_per_row(row)]
   const uint32_t* v;
   int64_t images, q_tokens, k_tokens, channels, heads;
+  bool together;  // q, k and v are side by side in the same rows, of 3 channels spikes, and so are their gradients
   float scale;
   void* out;  // [images, q_tokens, channels]
   Dtype dtype;
@@ -21,8 +22,8 @@ struct SpikeAttention {
 
 struct SpikeAttentionGrad {
   SpikeAttention forward;  // its `out` is the gradient dy
-  void* dq;                // [images, q_tokens, channels], dtype as dy
-  void* dk;                // [images, k_tokens, channels]
+  void* dq;                // the first of [images, q_tokens, row], dtype as dy
+  void* dk;                // of [images, k_tokens, row]
   void* dv;
 };
 

@@ -21,14 +21,14 @@ __device__ __forceinline__ uint32_t head_word(const uint32_t* row, int per_row, 
   return left >= 32 ? bits : bits & ((1u << left) - 1);
 }
 
-// One head of one sequence: where its rows begin, and its first bit.
+// One head of one sequence: where its rows begin, and its first channel.
 struct Head {
   int64_t sequence;
-  int per_row, start, width, channels;
+  int start, width, channels;
 
-  __device__ __forceinline__ uint32_t word(const void* base, int rows, int row, int j) const {
+  __device__ __forceinline__ uint32_t word(const Spikes& s, int rows, int row, int j) const {
     if (row >= rows) return 0;
-    return head_word(static_cast<const uint32_t*>(base) + (sequence * rows + row) * per_row, per_row, start, j, width);
+    return head_word(s.words + (sequence * rows + row) * s.per_row, s.per_row, s.first + start, j, width);
   }
   __device__ __forceinline__ int64_t at(int rows, int row, int column) const {
     return (sequence * rows + row) * channels + start + column;
@@ -37,12 +37,12 @@ struct Head {
 
 __device__ __forceinline__ Head head(const Heads& size) {
   const int channels = size.heads * size.width;
-  return {static_cast<int64_t>(blockIdx.x / size.heads), (channels + 31) / 32,
-          static_cast<int>(blockIdx.x % size.heads) * size.width, size.width, channels};
+  return {static_cast<int64_t>(blockIdx.x / size.heads), static_cast<int>(blockIdx.x % size.heads) * size.width, size.width,
+          channels};
 }
 
 // counts [32][kColumns] = k^T v for word i of k and words j, j + 1 of v.
-__device__ __forceinline__ void count_pairs(const Head& h, const uint32_t* k, const uint32_t* v, int s, int i, int j,
+__device__ __forceinline__ void count_pairs(const Head& h, const Spikes& k, const Spikes& v, int s, int i, int j,
                                             float (&counts)[32][kColumns]) {
   __shared__ uint32_t turned[3 * 32][kTokens + 1];  // bit b of a line is token b
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -73,14 +73,14 @@ __device__ __forceinline__ void count_pairs(const Head& h, const uint32_t* k, co
 }
 
 __device__ __forceinline__ void store_rows(const Head& h, const float (&sums)[kOwn][2], int row0, int rows, int column0, void* y,
-                                           Dtype dtype, float scale) {
+                                           int y_row, Dtype dtype, float scale) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int r = 0; r < kOwn; ++r)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = row0 + r, column = column0 + 32 * half + lane;
-      if (row < rows && column < h.width) store_value(y, dtype, h.at(rows, row, column), sums[r][half] * scale);
+      if (row < rows && column < h.width) store_value(y, dtype, (h.sequence * rows + row) * y_row + h.start + column, sums[r][half] * scale);
     }
 }
 
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads) attend(SpikeAttention c) {
     count_pairs(h, c.k, c.v, c.s, i, column0 / 32, counts);
     add_named(sums, lane < kOwn ? h.word(c.q, c.n, row0 + lane, i) : 0, counts);
   }
-  store_rows(h, sums, row0, c.n, column0, c.y, c.y_dtype, c.scale);
+  store_rows(h, sums, row0, c.n, column0, c.y, h.channels, c.y_dtype, c.scale);
 }
 
 // (q k^T) v, 32 tokens of k and v at a time.
@@ -137,14 +137,14 @@ __global__ void __launch_bounds__(kThreads) attend_direct(SpikeAttention c) {
       }
     }
   }
-  store_rows(h, sums, block0 + own0, c.n, column0, c.y, c.y_dtype, c.scale);
+  store_rows(h, sums, block0 + own0, c.n, column0, c.y, h.channels, c.y_dtype, c.scale);
 }
 
 __global__ void __launch_bounds__(kThreads) gram_packed(HeadGram c) {
   __shared__ float counts[32][kColumns];
   const Head h = head(c.size);
   const int tiles = (h.width + kColumns - 1) / kColumns, column0 = blockIdx.y % tiles * kColumns, i = blockIdx.y / tiles;
-  count_pairs(h, c.a, static_cast<const uint32_t*>(c.b), c.rows, i, column0 / 32, counts);
+  count_pairs(h, c.a, c.b, c.rows, i, column0 / 32, counts);
   float* gram = c.gram + static_cast<int64_t>(blockIdx.x) * h.width * h.width;
   for (int e = threadIdx.x; e < 32 * kColumns; e += kThreads) {
     const int row = 32 * i + e / kColumns, column = column0 + e % kColumns;
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads) gram_dense(HeadGram c) {
     for (int e = threadIdx.x; e < 32 * kColumns; e += kThreads) {
       const int row = row0 + e / kColumns, column = column0 + e % kColumns;
       const bool inside = row < c.rows && column < h.width;
-      tile[e / kColumns][e % kColumns] = inside ? to_float(static_cast<const B*>(c.b)[h.at(c.rows, row, column)]) : 0.0f;
+      tile[e / kColumns][e % kColumns] = inside ? to_float(static_cast<const B*>(c.dense)[h.at(c.rows, row, column)]) : 0.0f;
     }
     __syncthreads();
 #pragma unroll 4
@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(kThreads) apply_packed(HeadApply c) {
     __syncthreads();
     add_named(sums, lane < kOwn ? h.word(c.a, c.rows, row0 + lane, i) : 0, tile);
   }
-  store_rows(h, sums, row0, c.rows, column0, c.y, c.y_dtype, c.scale);
+  store_rows(h, sums, row0, c.rows, column0, c.y, c.y_row, c.y_dtype, c.scale);
 }
 
 template <typename A>
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(kThreads) apply_dense(HeadApply c) {
 #pragma unroll
     for (int r = 0; r < kOwn; ++r) {
       const bool inside = row0 + r < c.rows && 32 * i + lane < h.width;
-      mine[r] = inside ? to_float(static_cast<const A*>(c.a)[h.at(c.rows, row0 + r, 32 * i + lane)]) : 0.0f;
+      mine[r] = inside ? to_float(static_cast<const A*>(c.dense)[h.at(c.rows, row0 + r, 32 * i + lane)]) : 0.0f;
     }
 #pragma unroll 4
     for (int line = 0; line < 32; ++line) {
@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(kThreads) apply_dense(HeadApply c) {
       }
     }
   }
-  store_rows(h, sums, row0, c.rows, column0, c.y, c.y_dtype, c.scale);
+  store_rows(h, sums, row0, c.rows, column0, c.y, c.y_row, c.y_dtype, c.scale);
 }
 
 dim3 grid(const Heads& size, int64_t parts) {
@@ -266,11 +266,11 @@ void spike_attention(const SpikeAttention& c, void* stream) {
 void head_gram(const HeadGram& c, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   const dim3 blocks = grid(c.size, ceil_div(c.size.width, 32));
-  if (c.b_packed)
+  if (c.dense == nullptr)
     gram_packed<<<blocks, kThreads, 0, on>>>(c);
-  else if (c.b_dtype == Dtype::f32)
+  else if (c.dense_dtype == Dtype::f32)
     gram_dense<float><<<blocks, kThreads, 0, on>>>(c);
-  else if (c.b_dtype == Dtype::f16)
+  else if (c.dense_dtype == Dtype::f16)
     gram_dense<__half><<<blocks, kThreads, 0, on>>>(c);
   else
     gram_dense<__nv_bfloat16><<<blocks, kThreads, 0, on>>>(c);
@@ -280,11 +280,11 @@ void head_gram(const HeadGram& c, void* stream) {
 void head_apply(const HeadApply& c, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   const dim3 blocks = grid(c.size, ceil_div(c.rows, kRows));
-  if (c.a_packed)
+  if (c.dense == nullptr)
     apply_packed<<<blocks, kThreads, 0, on>>>(c);
-  else if (c.a_dtype == Dtype::f32)
+  else if (c.dense_dtype == Dtype::f32)
     apply_dense<float><<<blocks, kThreads, 0, on>>>(c);
-  else if (c.a_dtype == Dtype::f16)
+  else if (c.dense_dtype == Dtype::f16)
     apply_dense<__half><<<blocks, kThreads, 0, on>>>(c);
   else
     apply_dense<__nv_bfloat16><<<blocks, kThreads, 0, on>>>(c);

@@ -1,4 +1,5 @@
-// Softmax-free attention on packed spikes on CUDA. A head is `width` bits of a packed row, from bit head * width.
+// Softmax-free attention on packed spikes on CUDA. A head is `width` bits of a packed row, from bit head * width of the q, k or v
+// that are in the row.
 #pragma once
 
 #include <stdint.h>
@@ -12,11 +13,17 @@ struct Heads {
   int heads, width;
 };
 
+// Rows of packed spikes, `per_row` words each, whose own are those from bit `first` on.
+struct Spikes {
+  const uint32_t* words;
+  int per_row, first;
+};
+
 // y [sequences, n, heads * width] = (q k^T) v * scale.
 struct SpikeAttention {
   Heads size;
   int n, s;
-  const uint32_t *q, *k, *v;  // [sequences, n or s, ceil(heads * width / 32)]
+  Spikes q, k, v;  // [sequences, n or s]
   void* y;
   Dtype y_dtype;
   float scale;
@@ -26,23 +33,23 @@ struct SpikeAttention {
 struct HeadGram {
   Heads size;
   int rows;
-  const uint32_t* a;
-  const void* b;  // packed, or dense [sequences, rows, heads * width]
-  bool b_packed;
-  Dtype b_dtype;
+  Spikes a, b;
+  const void* dense;  // b as [sequences, rows, heads * width], or null
+  Dtype dense_dtype;
   float* gram;
 };
 
-// y [sequences, rows, heads * width] = a gram * scale, or a gram^T * scale.
+// y [sequences, rows, heads * width], rows `y_row` apart, = a gram * scale, or a gram^T * scale.
 struct HeadApply {
   Heads size;
   int rows;
-  const void* a;
-  bool a_packed;
-  Dtype a_dtype;
+  Spikes a;
+  const void* dense;  // a as [sequences, rows, heads * width], or null
+  Dtype dense_dtype;
   const float* gram;
   bool transposed;
   void* y;
+  int y_row;
   Dtype y_dtype;
   float scale;
 };

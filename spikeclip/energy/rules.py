@@ -94,7 +94,14 @@ def _spike_conv2d(args, out):
 
 def _spike_attention(args, out):
     q, k, v, channels, heads = args[:5]
-    return Attention(_spikes(q, channels), _spikes(k, channels), _spikes(v, channels), heads, out[0])
+    if k is not None:
+        q, k, v = (_spikes(part, channels) for part in (q, k, v))
+    elif q.dtype == torch.int32:
+        dense = torch.ops.spikeclip.unpack_spikes(q, 3 * channels, torch.uint8, "auto").chunk(3, -1)
+        q, k, v = (Operand(None, torch.ops.spikeclip.pack_spikes(part, "auto"), channels) for part in dense)
+    else:
+        q, k, v = map(Operand, q.chunk(3, -1))
+    return Attention(q, k, v, heads, out[0])
 
 
 EXACT: dict[object, Callable] = {

@@ -143,10 +143,9 @@ def folded(weight: Tensor, bias: Tensor | None, norm: nn.Module) -> tuple[Tensor
     return weight.double() * scale.view(-1, *[1] * (weight.dim() - 1)), shift if bias is None else shift + bias.double() * scale
 
 
-def _fold_linear(layers: list[LinearNorm], dtype: str) -> FoldedWeights:
-    """Layers that the same spikes feed, side by side."""
-    parts = [folded(layer.linear.weight, layer.linear.bias, layer.norm) for layer in layers]
-    return FoldedWeights(torch.cat([w for w, _ in parts]).t(), torch.cat([b for _, b in parts]), dtype)
+def _fold_linear(layer: LinearNorm, dtype: str) -> FoldedWeights:
+    w, bias = folded(layer.linear.weight, layer.linear.bias, layer.norm)
+    return FoldedWeights(w.t(), bias, dtype)
 
 
 def _fold_conv(conv: SpikeConv2d, norm: nn.Module, dtype: str) -> FoldedWeights:
@@ -165,32 +164,20 @@ class _Block(nn.Module):
         super().__init__()
         attention: SpikingSelfAttention = block.attention
         self.heads, self.width, self.attention_scale = attention.num_heads, attention.dim, attention.scale
-        self.mixed, self.mlp, self.hidden = map(_neuron, (attention.attention_lif, block.fc1_lif, block.fc1.norm))
-        self.behind = behind
-        parts = [attention.q, attention.k, attention.v]
-        self.inner = [_neuron(part.norm) for part in parts]
-        # Words of one part may not mix with the next one's.
-        together = attention.dim % 32 == 0 and self.inner[0] == self.inner[1] == self.inner[2]
-        self.qkv = nn.ModuleList(_fold_linear(group, dtype) for group in ([parts] if together else [[part] for part in parts]))
-        self.project, self.fc1, self.fc2 = (_fold_linear([layer], dtype) for layer in (attention.project, block.fc1, block.fc2))
+        self.inner, self.mixed = _neuron(attention.qkv.norm), _neuron(attention.attention_lif)
+        self.mlp, self.hidden, self.behind = _neuron(block.fc1_lif), _neuron(block.fc1.norm), behind
+        layers = (attention.qkv, attention.project, block.fc1, block.fc2)
+        self.qkv, self.project, self.fc1, self.fc2 = (_fold_linear(layer, dtype) for layer in layers)
 
     def forward(self, spikes: PackedSpikes, stream: Tensor, sequence: Sequence | None) -> PackedSpikes:
         def product(spikes: PackedSpikes, w: FoldedWeights, neuron: dict, **residual: Tensor) -> PackedSpikes:
             return spike_matmul_lif(spikes, w(), w.bias, sequence=sequence, **neuron, **residual)
 
-        found = [product(spikes, w, neuron) for w, neuron in zip(self.qkv, self.inner, strict=False)]
-        if len(found) == 3:
-            q, k, v = found
-        else:
-            q, k, v = _thirds(found[0]) if sequence is None else sequence.chunk(found[0], 3)
-        mixed = spike_attention_lif(q, k, v, scale=self.attention_scale, num_heads=self.heads, sequence=sequence, **self.mixed)
+        qkv = product(spikes, self.qkv, self.inner)
+        mixed = spike_attention_lif(qkv, scale=self.attention_scale, num_heads=self.heads, sequence=sequence, **self.mixed)
         spikes = product(mixed, self.project, self.mlp, add=stream, currents=stream)
         spikes = product(spikes, self.fc1, self.hidden)
         return product(spikes, self.fc2, self.behind, add=stream, currents=stream)
-
-
-def _thirds(spikes: PackedSpikes) -> list[PackedSpikes]:
-    return [PackedSpikes.trusted(words, spikes.length // 3) for words in spikes.words.chunk(3, -1)]
 
 
 class ImageInference(nn.Module):

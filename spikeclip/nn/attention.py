@@ -15,8 +15,9 @@ from .neurons import LIF
 class SpikingSelfAttention(nn.Module):
     """Spikformer's self-attention, ``(q k^T) v * scale`` per head (Zhou et al. 2023, arXiv 2209.15425).
 
-    Spikes ``[T, B, N, dim]`` in, currents of the same shape out. Queries, keys and values are each linear, BatchNorm and LIF;
-    the attention (:func:`spikeclip.ops.spike_attention`) goes through its own LIF into a projection, linear and BatchNorm.
+    Spikes ``[T, B, N, dim]`` in, currents of the same shape out. Queries, keys and values are linear, BatchNorm and LIF: one
+    layer, ``qkv``, of 3 dim channels, in this order. The attention (:func:`spikeclip.ops.spike_attention`) goes through its own
+    LIF into a projection, linear and BatchNorm.
 
     Args:
         dim: channels. num_heads: divides ``dim``.
@@ -44,15 +45,13 @@ class SpikingSelfAttention(nn.Module):
         super().__init__()
         _check(dim, num_heads, scale)
         self.dim, self.num_heads, self.scale, self.backend = dim, num_heads, scale, backend
-        self.q, self.k, self.v = (LinearNorm(dim, dim, bias=qkv_bias, neuron=neuron, backend=backend) for _ in range(3))
+        self.qkv = LinearNorm(dim, 3 * dim, bias=qkv_bias, neuron=neuron, backend=backend)
         self.attention_lif = LIF(**{**neuron, "v_threshold": attention_v_threshold}, packed=True, backend=backend)
         self.project = LinearNorm(dim, dim, backend=backend)
 
     def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:
         _check_spikes(spikes, self.dim)
-        mixed = spike_attention(
-            self.q(spikes), self.k(spikes), self.v(spikes), scale=self.scale, num_heads=self.num_heads, backend=self.backend
-        )
+        mixed = spike_attention(self.qkv(spikes), scale=self.scale, num_heads=self.num_heads, backend=self.backend)
         return self.project(self.attention_lif(mixed))
 
     def extra_repr(self) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._native import DTYPE, Native, as_float, pointer
+from ._side_by_side import gradients, parts
 from .packed import word_count
 from .reference.max_pool import pooled_size
 from .spike_conv2d import out_size
@@ -192,38 +193,32 @@ class NativeCpu(Native):
         )  # fmt: skip
 
     def spike_attention(self, q, k, v, channels, num_heads, scale, dtype):
-        images, tokens = q.shape[:2]
-        out = q.new_empty((images, tokens, channels), dtype=dtype)
-        if out.numel() and not k.shape[1]:
+        out = q.new_empty((*q.shape[:2], channels), dtype=dtype)
+        if out.numel() and k is not None and not k.numel():
             return out.zero_()
         if out.numel():
-            self._ext.spike_attention(
-                [q.data_ptr(), k.data_ptr(), v.data_ptr()], [images, tokens, k.shape[1], channels, num_heads], scale,
-                out.data_ptr(), DTYPE[dtype], self._context(q),
-            )  # fmt: skip
+            three = _qkv(q, k, v, channels, num_heads)
+            self._ext.spike_attention(*three, scale, out.data_ptr(), DTYPE[dtype], self._context(q))
         return out
 
     def spike_attention_lif(self, q, k, v, channels, num_heads, scale, tau, v_threshold, v_reset, decay_input):
         """Words [T, B, N, W] of the neurons behind attention, for heads of 16, 32, 48 or 64 channels."""
-        words = torch.empty_like(q)
-        steps, batch, tokens = q.shape[:3]
+        words = q.new_empty((*q.shape[:-1], word_count(channels)))
         self._ext.spike_attention_lif(
-            [q.data_ptr(), k.data_ptr(), v.data_ptr()], [steps * batch, tokens, k.shape[2], channels, num_heads], scale, steps,
-            words.data_ptr(), tau, v_threshold, 0.0 if v_reset is None else v_reset, decay_input, v_reset is None,
-            self._context(q),
+            *_qkv(q, k, v, channels, num_heads), scale, q.shape[0], words.data_ptr(), tau, v_threshold,
+            0.0 if v_reset is None else v_reset, decay_input, v_reset is None, self._context(q),
         )  # fmt: skip
         return words
 
     def spike_attention_bwd(self, dy, q, k, v, channels, num_heads, scale):
-        images, tokens = q.shape[:2]
-        dq, dk, dv = (dy.new_empty((images, words.shape[1], channels)) for words in (q, k, v))
+        found, (dq, dk, dv) = gradients(dy, q, k, v, channels)
         if not (dq.numel() and dk.numel()):
-            return dq.zero_(), dk.zero_(), dv.zero_()
+            return [g.zero_() for g in found]
         self._ext.spike_attention_grad(
-            [q.data_ptr(), k.data_ptr(), v.data_ptr()], [images, tokens, k.shape[1], channels, num_heads], scale,
-            dy.data_ptr(), DTYPE[dy.dtype], [dq.data_ptr(), dk.data_ptr(), dv.data_ptr()], self._context(q),
+            *_qkv(q, k, v, channels, num_heads), scale, dy.data_ptr(), DTYPE[dy.dtype],
+            [dq.data_ptr(), dk.data_ptr(), dv.data_ptr()], self._context(q),
         )  # fmt: skip
-        return dq, dk, dv
+        return found
 
 
 class Recording(NativeCpu):
@@ -236,11 +231,6 @@ class Recording(NativeCpu):
         """End a run here where ``words`` have that many ones."""
         self._ext.stop_from(words.data_ptr(), words.numel(), ones)
 
-    def gather(self, words: Tensor, first: int, out: Tensor) -> None:
-        """Copy a part of every row, from word ``first`` on, to the rows of ``out``."""
-        rows, part = out.shape[:-1].numel(), out.shape[-1]
-        self._ext.gather(words.data_ptr() + 4 * first, rows, part, words.shape[-1], out.data_ptr())
-
     def mean(self, x: Tensor, weights: Tensor, out: Tensor) -> None:
         self._ext.mean(x.data_ptr(), weights.data_ptr(), x.shape, out.data_ptr())
 
@@ -249,6 +239,13 @@ def _pool_shape(x: Tensor, window: tuple[int, int, int]) -> list[int]:
     """As ``struct PoolShape`` in csrc/cpu/max_pool.h has it, for x [T, B, H, W, C]."""
     steps, batch, height, width, channels = x.shape
     return [steps * batch, height, width, channels, *pooled_size((height, width), window), *window]
+
+
+def _qkv(q: Tensor, k: Tensor | None, v: Tensor | None, channels: int, num_heads: int) -> tuple[list[int], list[int], bool]:
+    """Pointers to words, an AttentionShape of csrc/bindings_cpu.cpp, and whether all three are side by side in q."""
+    words = [part for part, _ in parts(q, k, v, channels)]
+    tokens = [part.shape[-2] for part in words[:2]]
+    return [part.data_ptr() for part in words], [q.shape[:-2].numel(), *tokens, channels, num_heads], k is None
 
 
 def _bias_alone(out: Tensor, bias: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ._device import device_of
 from ._native import DTYPE, Native, as_float, pointer
+from ._side_by_side import gradients, parts
 from ._sums import mean_and_variance, total
 from .packed import word_count
 from .reference.bn_lif import bn_lif_bwd_by
@@ -165,51 +166,64 @@ class NativeCuda(Native):
         return dw[0] if splits == 1 else dw.sum(0)
 
     def spike_attention(self, q, k, v, channels, num_heads, scale, dtype):
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        sequences, n = q.shape[:2]
-        s, width = k.shape[1], channels // num_heads
+        q, k, v = parts(q, k, v, channels)
+        (sequences, n), s, width = q[0].shape[:2], k[0].shape[1], channels // num_heads
+        y = q[0].new_empty((sequences, n, channels), dtype=dtype)
         if n > _FUSED_ROWS and s >= width:
-            return self._apply(q, self._gram(k, v, num_heads, width), False, scale, dtype)
-        y = q.new_empty((sequences, n, channels), dtype=dtype)
+            return self._apply(q, self._gram(k, v, num_heads, width), False, scale, y)
         if y.numel():
-            with device_of(q):
+            with device_of(y):
                 self._ext.spike_attention(
-                    sequences, num_heads, width, n, s, q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr(), DTYPE[dtype],
-                    scale, self._context(q),
+                    sequences, num_heads, width, n, s, *map(_spike_rows, (q, k, v)), y.data_ptr(), DTYPE[dtype], scale,
+                    self._context(y),
                 )  # fmt: skip
         return y
 
     def spike_attention_bwd(self, dy, q, k, v, channels, num_heads, scale):
-        dy, q, k, v = dy.contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
-        if not (q.numel() and k.numel()):
-            return tuple(dy.new_zeros((*x.shape[:2], channels)) for x in (q, k, v))
-        width = channels // num_heads
+        found, (dq, dk, dv) = gradients(dy, q, k, v, channels)
+        q, k, v = parts(q, k, v, channels)
+        if not (dq.numel() and dk.numel()):
+            return [g.zero_() for g in found]
+        dy, width = dy.contiguous(), channels // num_heads
         kv, q_dy = self._gram(k, v, num_heads, width), self._gram(q, dy, num_heads, width)
-        last = (scale, dy.dtype)
-        return self._apply(dy, kv, True, *last), self._apply(v, q_dy, True, *last), self._apply(k, q_dy, False, *last)
+        self._apply(dy, kv, True, scale, dq)
+        self._apply(v, q_dy, True, scale, dk)
+        self._apply(k, q_dy, False, scale, dv)
+        return found
 
-    def _gram(self, a: Tensor, b: Tensor, num_heads: int, width: int) -> Tensor:
+    def _gram(self, a: tuple[Tensor, int], b: tuple[Tensor, int] | Tensor, num_heads: int, width: int) -> Tensor:
         """a^T b of every head, float32 [L, heads, width, width]: a packed [L, R, W], b like it or dense [L, R, channels]."""
-        gram = a.new_empty((a.shape[0], num_heads, width, width), dtype=torch.float32)
+        words = a[0]
+        gram = words.new_empty((words.shape[0], num_heads, width, width), dtype=torch.float32)
         if gram.numel():
-            with device_of(a):
+            with device_of(words):
                 self._ext.head_gram(
-                    a.shape[0], num_heads, width, a.shape[1], a.data_ptr(), b.data_ptr(), b.dtype == torch.int32,
-                    DTYPE.get(b.dtype, 0), gram.data_ptr(), self._context(a),
+                    words.shape[0], num_heads, width, words.shape[1], _spike_rows(a), *_rows(b), gram.data_ptr(),
+                    self._context(words),
                 )  # fmt: skip
         return gram
 
-    def _apply(self, a: Tensor, gram: Tensor, transposed: bool, scale: float, dtype: torch.dtype) -> Tensor:
-        """a gram * scale, or a gram^T * scale, of every head, [L, R, channels]: a packed or dense."""
+    def _apply(self, a: tuple[Tensor, int] | Tensor, gram: Tensor, transposed: bool, scale: float, y: Tensor) -> Tensor:
+        """y [L, R, channels] = a gram * scale, or a gram^T * scale, of every head: a packed or dense. Returns y."""
         sequences, num_heads, width = gram.shape[:3]
-        y = a.new_empty((sequences, a.shape[1], num_heads * width), dtype=dtype)
         if y.numel():
-            with device_of(a):
+            with device_of(y):
                 self._ext.head_apply(
-                    sequences, num_heads, width, a.shape[1], a.data_ptr(), a.dtype == torch.int32, DTYPE.get(a.dtype, 0),
-                    gram.data_ptr(), transposed, y.data_ptr(), DTYPE[dtype], scale, self._context(a),
+                    sequences, num_heads, width, y.shape[1], *_rows(a), gram.data_ptr(), transposed, y.data_ptr(), y.stride(1),
+                    DTYPE[y.dtype], scale, self._context(y),
                 )  # fmt: skip
         return y
+
+
+def _spike_rows(part: tuple[Tensor, int]) -> tuple[int, int, int]:
+    """The fields of struct Spikes in csrc/cuda/spike_attention.cuh."""
+    words, first = part
+    return words.data_ptr(), words.shape[-1], first
+
+
+def _rows(x: tuple[Tensor, int] | Tensor) -> tuple[tuple[int, int, int], int, int]:
+    """Spikes, dense values and their dtype, of which x is one."""
+    return ((0, 0, 0), x.data_ptr(), DTYPE[x.dtype]) if isinstance(x, Tensor) else (_spike_rows(x), 0, 0)
 
 
 def _check_rows(words: Tensor, m: int) -> None:

@@ -46,20 +46,6 @@ class Sequence:
         """Make the calls. False: ``backend="auto"`` would have multiplied densely, and what follows was not computed."""
         return self._calls.run()
 
-    def chunk(self, s: PackedSpikes, parts: int) -> list[PackedSpikes]:
-        """Record a copy of each of the equal parts that ``s`` has along its last dimension.
-
-        Raises:
-            ValueError: a part is not of whole words, 32 spikes each.
-        """
-        if parts < 1 or s.length % (32 * parts):
-            raise ValueError(f"parts must divide the {s.length} spikes of a row into multiples of 32; got {parts}")
-        chunks = [torch.empty_like(chunk, memory_format=torch.contiguous_format) for chunk in s.words.chunk(parts, -1)]
-        for i, chunk in enumerate(chunks):
-            self._calls.gather(s.words, i * chunk.shape[-1], chunk)
-        self._tensors += [s.words, *chunks]
-        return [PackedSpikes.trusted(chunk, s.length // parts) for chunk in chunks]
-
     def lif(
         self, x: Tensor, T: int, *, tau: float, v_threshold: float, v_reset: float | None, decay_input: bool
     ) -> PackedSpikes:
@@ -100,10 +86,10 @@ class Sequence:
         self._calls.spike_lif(s.words, s.length, w, bias, window, pool, add, currents, *neuron, words)
         self._tensors += [s.words, w, words, *(t.detach() for t in (bias, add, currents) if t is not None)]
 
-    def spike_attention_lif(self, q: PackedSpikes, k: PackedSpikes, v: PackedSpikes, num_heads, scale, neuron) -> Tensor:
-        """Record attention and its neurons, and return the words that these will fill."""
-        words = self._calls.spike_attention_lif(q.words, k.words, v.words, q.length, num_heads, scale, *neuron)
-        self._tensors += [q.words, k.words, v.words, words]
+    def spike_attention_lif(self, q: Tensor, k: Tensor | None, v: Tensor | None, *options) -> Tensor:
+        """Record attention on words and its neurons, and return the words that these will fill."""
+        words = self._calls.spike_attention_lif(q, k, v, *options)
+        self._tensors += [q, k, v, words]
         return words
 
 

@@ -15,19 +15,19 @@ _LARGEST = torch.finfo(torch.float32).max
 
 _library = torch.library.Library("spikeclip", "FRAGMENT")
 _library.define(
-    "spike_attention(Tensor q, Tensor k, Tensor v, SymInt channels, int num_heads, float scale, bool keep, ScalarType? dtype, "
-    "str backend) -> (Tensor, Tensor, Tensor, Tensor)"
+    "spike_attention(Tensor q, Tensor? k, Tensor? v, SymInt channels, int num_heads, float scale, bool keep, "
+    "ScalarType? dtype, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define(
-    "spike_attention_bwd(Tensor dy, Tensor q, Tensor k, Tensor v, SymInt channels, int num_heads, float scale, str backend) "
+    "spike_attention_bwd(Tensor dy, Tensor q, Tensor? k, Tensor? v, SymInt channels, int num_heads, float scale, str backend) "
     "-> (Tensor, Tensor, Tensor)"
 )
 
 
 def spike_attention(
     q: Tensor | PackedSpikes,
-    k: Tensor | PackedSpikes,
-    v: Tensor | PackedSpikes,
+    k: Tensor | PackedSpikes | None = None,
+    v: Tensor | PackedSpikes | None = None,
     *,
     scale: float,
     num_heads: int,
@@ -41,7 +41,9 @@ def spike_attention(
     either; one bit a spike is kept for that.
 
     Args:
-        q: spikes ``[..., N, C]``, zeros and ones, or :class:`PackedSpikes`. k, v: the same with S tokens, ``[..., S, C]``.
+        q: spikes ``[..., N, C]``, zeros and ones, or :class:`PackedSpikes`; or queries, keys and values in one, side by side,
+            ``[..., N, 3 C]``, whose gradient is one too.
+        k, v: the same with S tokens, ``[..., S, C]``; None beside queries, keys and values in one.
         scale: factor of the result (the paper: 0.125), finite.
         num_heads: divides C.
         mask: floating or bool, broadcast to ``[..., num_heads, N, S]``, multiplies ``q k^T`` (0 hides a pair). The scores
@@ -49,47 +51,58 @@ def spike_attention(
         backend: ``auto``, ``cpu``, ``cuda``, ``triton`` or ``torch``; a named one never falls back.
 
     Returns:
-        ``[..., N, C]`` in ``v``'s dtype (float32 for packed, bool and bytes; under autocast, the autocast dtype).
+        ``[..., N, C]`` in ``v``'s dtype, or ``q``'s where that is all three (float32 for packed, bool and bytes; under
+        autocast, the autocast dtype).
 
     Raises:
         TypeError: an argument of the wrong type. ValueError: a shape, dtype or device outside the above, a value that is
         neither 0 nor 1 (see :func:`pack_spikes`), or counts that could reach 2^24. RuntimeError: the named backend is not
         available, or a second derivative is asked for.
     """
-    (q_source, k_source, v_source), channels = check_attention(q, k, v, scale, num_heads, backend)
+    sources, channels = check_attention(q, k, v, scale, num_heads, backend)
     if mask is not None:
+        q, k, v = q.chunk(3, -1) if k is None and isinstance(q, Tensor) else (q, k, v)
         return _masked(q, k, v, scale, num_heads, mask, backend)
-    y = _spike_attention(q_source, k_source, v_source, channels, num_heads, scale, False, None, backend)[0]
+    y = _spike_attention(*sources, channels, num_heads, scale, False, None, backend)[0]
     edges = [s.edge if isinstance(s, PackedSpikes) else None for s in (q, k, v)]
     if torch.is_grad_enabled() and any(edge is not None for edge in edges):
-        words = [s if s.dtype == torch.int32 else pack_spikes(s.detach()).words for s in (q_source, k_source, v_source)]
+        words = [s if s is None or s.dtype == torch.int32 else pack_spikes(s.detach()).words for s in sources]
         return _ToEdges.apply(y, *edges, *words, channels, num_heads, scale, backend)
     return y
 
 
-def check_attention(q, k, v, scale, num_heads, backend) -> tuple[list[Tensor], int]:
+def check_attention(q, k, v, scale, num_heads, backend) -> tuple[list[Tensor | None], int]:
     """(What the op is given for q, k and v, channels). Raises as :func:`spike_attention` says."""
-    parts = [spikes_of(name, s) for name, s in (("q", q), ("k", k), ("v", v))]
-    (q_source, channels), (k_source, k_channels), (v_source, v_channels) = parts
-    if q_source.dim() < 2 or not channels == k_channels == v_channels:
-        raise ValueError(f"q, k and v must have shapes [..., N or S, C]; got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
-    if k_source.shape[:-1] != v_source.shape[:-1] or q_source.shape[:-2] != k_source.shape[:-2]:
-        raise ValueError(
-            f"k and v must have the shape [..., S, C] with q's leading sizes; got {list(k.shape)}, {list(v.shape)}"
-        )
-    for name, source in (("k", k_source), ("v", v_source)):
-        check_beside(name, source, q_source)
+    q_source, channels = spikes_of("q", q)
+    sources = [q_source, None, None]
+    if (k is None) != (v is None):
+        raise TypeError(f"k and v must both be spikes or both None; got {type(k).__name__} and {type(v).__name__}")
+    if k is None:
+        if q_source.dim() < 2 or channels % 3:
+            raise ValueError(f"q must have shape [..., N, 3 C] without k and v; got {list(q.shape)}")
+        channels, tokens = channels // 3, q_source.shape[-2]
+    else:
+        (sources[1], k_channels), (sources[2], v_channels) = spikes_of("k", k), spikes_of("v", v)
+        if q_source.dim() < 2 or not channels == k_channels == v_channels:
+            shapes = f"{list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
+            raise ValueError(f"q, k and v must have shapes [..., N or S, C]; got {shapes}")
+        if sources[1].shape[:-1] != sources[2].shape[:-1] or q_source.shape[:-2] != sources[1].shape[:-2]:
+            raise ValueError(
+                f"k and v must have the shape [..., S, C] with q's leading sizes; got {list(k.shape)}, {list(v.shape)}"
+            )
+        for name, source in zip("kv", sources[1:], strict=True):
+            check_beside(name, source, q_source)
+        tokens = sources[1].shape[-2]
     if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1 or channels % num_heads:
         raise ValueError(f"num_heads must be an integer that divides C = {channels}; got {num_heads!r}")
     if not isinstance(scale, NUMBERS):
         raise TypeError(f"scale must be a number; got {scale!r}")
     if not -_LARGEST <= scale <= _LARGEST:
         raise ValueError(f"scale must be a finite number in float32's range; got {scale}")
-    tokens = k_source.shape[-2]
     if tokens * (channels // num_heads) >= 2**24:
         raise ValueError(f"S * C / num_heads must be < 2^24 for exact counts; got {tokens} * {channels // num_heads}")
     _backends.check_name(backend)
-    return [q_source, k_source, v_source], channels
+    return sources, channels
 
 
 def _masked(q, k, v, scale, num_heads, mask, backend):
@@ -115,46 +128,51 @@ def _masked(q, k, v, scale, num_heads, mask, backend):
     with torch.autocast(q.device.type, enabled=False):
         heads = [s.to(compute).unflatten(-1, (num_heads, -1)).transpose(-2, -3) for s in (q, k, v)]
         mixed = ((heads[0] @ heads[1].mT) * mask.to(compute)) @ heads[2] * scale
-    dtype = _out_dtype(v)
+    dtype = _out_dtype(q, v)
     if torch.is_autocast_enabled(q.device.type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(q.device.type)
     return mixed.transpose(-2, -3).flatten(-2).to(dtype)
 
 
-def _out_dtype(v: Tensor) -> torch.dtype:
-    return v.dtype if v.is_floating_point() else torch.float32
+def _out_dtype(q: Tensor, v: Tensor | None) -> torch.dtype:
+    source = q if v is None else v
+    return source.dtype if source.is_floating_point() else torch.float32
 
 
 def _fwd(q, k, v, channels, num_heads, scale, keep, dtype, backend):
-    functions = _backends.functions(backend, q.device.type, dtype or _out_dtype(v))
-    words = [s if s.dtype == torch.int32 else pack(s, functions) for s in (q, k, v)]
-    flat = [w.reshape(_flat_shape(w)) for w in words]
-    y = functions.spike_attention(*flat, channels, num_heads, scale, dtype or _out_dtype(v))
+    dtype = dtype or _out_dtype(q, v)
+    functions = _backends.functions(backend, q.device.type, dtype)
+    words = [s if s is None or s.dtype == torch.int32 else pack(s, functions) for s in (q, k, v)]
+    y = functions.spike_attention(*map(_flat, words), channels, num_heads, scale, dtype)
     # What came packed is not handed back: an op's outputs may not be its inputs.
     kept = [w if keep and w is not s else q.new_empty(0, dtype=torch.int32) for w, s in zip(words, (q, k, v), strict=True)]
     return y.view(*q.shape[:-1], channels), *kept
 
 
-def _flat_shape(words: Tensor) -> tuple[int, int, int]:
-    return words.shape[:-2].numel(), *words.shape[-2:]
+def _flat(words: Tensor | None) -> Tensor | None:
+    """Words [L, tokens, W], contiguous."""
+    return None if words is None else words.reshape(words.shape[:-2].numel(), *words.shape[-2:]).contiguous()
 
 
 def _bwd(dy, q, k, v, channels, num_heads, scale, backend):
     functions = _backends.functions(backend, dy.device.type, dy.dtype)
-    flat = [w.reshape(_flat_shape(w)) for w in (q, k, v)]
-    dy = dy.reshape(*flat[0].shape[:2], channels).contiguous()
-    grads = functions.spike_attention_bwd(dy, *flat, channels, num_heads, scale)
-    return tuple(g.view(*w.shape[:-1], channels) for g, w in zip(grads, (q, k, v), strict=True))
+    flat = dy.reshape(dy.shape[:-2].numel(), *dy.shape[-2:]).contiguous()
+    grads = functions.spike_attention_bwd(flat, *map(_flat, (q, k, v)), channels, num_heads, scale)
+    found = [g.view(*w.shape[:-1], g.shape[-1]) for g, w in zip(grads, (q, k, v), strict=False)]
+    return *found, *(dy.new_empty(0) for _ in range(3 - len(found)))
 
 
 def _fwd_fake(q, k, v, channels, num_heads, scale, keep, dtype, backend):
-    kept = [keep and s.dtype != torch.int32 for s in (q, k, v)]
-    shapes = [(*s.shape[:-1], word_count(channels)) if k else (0,) for s, k in zip((q, k, v), kept, strict=True)]
-    y = q.new_empty((*q.shape[:-1], channels), dtype=dtype or _out_dtype(v))
+    kept = [keep and s is not None and s.dtype != torch.int32 for s in (q, k, v)]
+    length = 3 * channels if k is None else channels
+    shapes = [(*s.shape[:-1], word_count(length)) if keeps else (0,) for s, keeps in zip((q, k, v), kept, strict=True)]
+    y = q.new_empty((*q.shape[:-1], channels), dtype=dtype or _out_dtype(q, v))
     return y, *(q.new_empty(shape, dtype=torch.int32) for shape in shapes)
 
 
 def _bwd_fake(dy, q, k, v, channels, num_heads, scale, backend):
+    if k is None:
+        return dy.new_empty((*q.shape[:-1], 3 * channels)), dy.new_empty(0), dy.new_empty(0)
     return tuple(dy.new_empty((*w.shape[:-1], channels)) for w in (q, k, v))
 
 
@@ -163,9 +181,10 @@ class _SpikeAttention(torch.autograd.Function):
     def forward(ctx, q, k, v, channels, num_heads, scale, keep, dtype, backend):
         with below_autograd():
             y, *words = _spike_attention(q, k, v, channels, num_heads, scale, True, dtype, backend)
-        ctx.save_for_backward(*(s if s.dtype == torch.int32 else w for s, w in zip((q, k, v), words, strict=True)))
+        kept = (s if s is None or s.dtype == torch.int32 else w for s, w in zip((q, k, v), words, strict=True))
+        ctx.save_for_backward(*kept)
         ctx.options = (channels, num_heads, scale, backend)
-        ctx.dtypes = (q.dtype, k.dtype, v.dtype)
+        ctx.dtypes = [None if s is None else s.dtype for s in (q, k, v)]
         ctx.mark_non_differentiable(*words)
         ctx.set_materialize_grads(False)
         return y, *words
@@ -199,7 +218,7 @@ class _ToEdges(torch.autograd.Function):
 
 def _autocast(device_type: str):
     def call(q, k, v, channels, num_heads, scale, keep, dtype, backend):
-        if dtype is None and _out_dtype(v) != torch.float64:
+        if dtype is None and _out_dtype(q, v) != torch.float64:
             dtype = torch.get_autocast_dtype(device_type)
         with below_autocast(device_type):
             return _spike_attention(q, k, v, channels, num_heads, scale, keep, dtype, backend)

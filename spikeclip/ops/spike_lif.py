@@ -116,8 +116,8 @@ def spike_conv2d_lif(
 
 def spike_attention_lif(
     q: PackedSpikes,
-    k: PackedSpikes,
-    v: PackedSpikes,
+    k: PackedSpikes | None = None,
+    v: PackedSpikes | None = None,
     *,
     scale: float,
     num_heads: int,
@@ -131,7 +131,8 @@ def spike_attention_lif(
     """``lif(spike_attention(q, k, v))``, as :func:`spike_matmul_lif`; fused for heads of 16, 32, 48 or 64 channels.
 
     Args:
-        q: packed spikes ``[T, B, N, C]``. k, v: ``[T, B, S, C]``.
+        q: packed spikes ``[T, B, N, C]``, or queries, keys and values in one, side by side, ``[T, B, N, 3 C]``.
+        k, v: ``[T, B, S, C]``; None beside queries, keys and values in one.
         scale, num_heads: as for :func:`spike_attention`.
         tau, v_threshold, v_reset, decay_input, backend, sequence: as for :func:`spike_matmul_lif`.
 
@@ -142,27 +143,31 @@ def spike_attention_lif(
         As :func:`spike_matmul_lif` and :func:`spike_attention`.
     """
     for name, s in (("q", q), ("k", k), ("v", v)):
+        if s is None and name != "q":
+            continue
         _check_spikes(name, s)
         if len(s.shape) != 4:
             raise ValueError(f"{name} must have shape [T, B, tokens, C]; got {list(s.shape)}")
-    check_attention(q, k, v, scale, num_heads, backend)
+    (_, k_words, v_words), channels = check_attention(q, k, v, scale, num_heads, backend)
     neuron = checked_neuron(tau, v_threshold, v_reset, decay_input, backend)
     name = _backends.chosen(backend, q.device.type, torch.float32)
     _check_sequence(sequence, name)
     functions = _backends.functions(backend, q.device.type, torch.float32)
-    fused = name == "cpu" and q.words.numel() and k.words.numel() and q.length // num_heads in Sequence.HEADS
+    tokens = q.shape[2] if k is None else k.shape[2]
+    fused = name == "cpu" and q.words.numel() and tokens and channels // num_heads in Sequence.HEADS
+    call = (q.words, k_words, v_words, channels, num_heads, float(scale), *neuron)
     if sequence is not None:
         if not fused:
-            heads = f"{num_heads} of {q.length // num_heads} channels, for {q.shape[2]} and {k.shape[2]} tokens"
+            heads = f"{num_heads} of {channels // num_heads} channels, for {q.shape[2]} and {tokens} tokens"
             raise ValueError(f"sequence needs heads of 16, 32, 48 or 64 channels, and tokens; got {heads}")
-        words = sequence.spike_attention_lif(q, k, v, num_heads, float(scale), neuron)
+        words = sequence.spike_attention_lif(*call)
     elif fused:
-        words = functions.spike_attention_lif(q.words, k.words, v.words, q.length, num_heads, float(scale), *neuron)
+        words = functions.spike_attention_lif(*call)
     else:
         with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
             counts = spike_attention(q, k, v, scale=scale, num_heads=num_heads, backend=backend)
             words, _ = functions.bn_lif_fwd(counts, None, None, None, *neuron, torch.int32)
-    return PackedSpikes.trusted(words, q.length)
+    return PackedSpikes.trusted(words, channels)
 
 
 def _check_spikes(name: str, s: PackedSpikes) -> None:

@@ -135,7 +135,7 @@ def test_spike_conv2d_and_its_gradient(host_cuda, dtype, images, w_shape, stride
 @pytest.mark.parametrize(
     ("length", "n", "s", "num_heads", "width"),
     [(1, 1, 1, 1, 1), (2, 5, 7, 3, 5), (2, 17, 60, 2, 48), (1, 9, 300, 3, 12), (1, 70, 33, 1, 64), (1, 6, 20, 2, 100),
-     (1, 270, 8, 2, 5), (1, 0, 3, 1, 4), (1, 4, 0, 1, 4)],
+     (1, 270, 8, 2, 5), (2, 33, 33, 2, 20), (1, 260, 260, 1, 36), (1, 0, 3, 1, 4), (1, 4, 0, 1, 4)],
 )  # fmt: skip
 def test_spike_attention_and_its_gradients(host_cuda, dtype, length, n, s, num_heads, width):
     channels, scale = num_heads * width, 0.125
@@ -153,3 +153,8 @@ def test_spike_attention_and_its_gradients(host_cuda, dtype, length, n, s, num_h
     for mine, ref, oracle in zip(got, plain, want, strict=True):
         assert (mine.shape, mine.dtype) == (ref.shape, ref.dtype)
         assert_error_bounded(mine, ref, oracle.transpose(1, 2).flatten(2), floor=FLOOR[dtype])
+    if n == s:
+        qkv = reference.pack(torch.cat([reference.unpack(w, channels, torch.float32) for w in words], -1), True)
+        assert torch.equal(host_cuda.spike_attention(qkv, None, None, channels, num_heads, scale, dtype), y)
+        (together,) = host_cuda.spike_attention_bwd(dy, qkv, None, None, channels, num_heads, scale)
+        assert torch.equal(together, torch.cat(got, -1))

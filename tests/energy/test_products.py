@@ -97,14 +97,16 @@ def test_attention_in_the_order_that_runs(order):
     assert first.runs == second.runs == T and first.weights == 0
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-def test_fused_attention_is_counted_as_its_two_products(packed):
+def test_fused_attention_is_counted_as_its_two_products(packed, together):
     torch.manual_seed(0)
     T, B, heads, N, d = 2, 3, 4, 6, 5
     q, k, v = (spikes(T, B, N, heads * d) for _ in range(3))
 
     def attend(x):
-        parts = [pack_spikes(s) for s in x.unbind(-1)] if packed else x.unbind(-1)
+        parts = [torch.cat(x.unbind(-1), -1)] if together else x.unbind(-1)
+        parts = [pack_spikes(s) for s in parts] if packed else parts
         return spike_attention(*parts, scale=1.0, num_heads=heads)
 
     first, second = profile(Run(attend), torch.stack([q, k, v], -1), T=T, batch_dim=1).products

@@ -85,10 +85,7 @@ def test_spikes_are_those_of_the_tower_in_evaluation(trained, recorded, monkeypa
 
         monkeypatch.setattr(place, name, record)
     tower.for_inference()(images)
-    (qkv,) = [s for s in got if s.length == 3 * tower.blocks[0].attention.dim]
-    at = got.index(qkv)
-    parts = inference._thirds(qkv)
-    flat = [s.words.flatten() for s in [*got[:at], *parts, *got[at + 1 : -1]]]  # the last are nobody's
+    flat = [s.words.flatten() for s in got[:-1]]  # the last are nobody's
     assert [len(s) for s in flat] == [s.words.numel() for s in want]
     assert all(s.density() > 0 for s in want)
     turned = sum(int(((a ^ b.words.flatten()) != 0).sum()) for a, b in zip(flat, want, strict=True))
@@ -154,9 +151,9 @@ def test_weights_of_another_kind_are_not_loaded(trained):
             towers[kind].load_state_dict(towers[other].state_dict())
 
 
-def test_neurons_that_differ_between_queries_and_keys(trained):
+def test_neurons_that_differ_between_layers(trained):
     model = busy(copy.deepcopy(trained))
-    model.visual.blocks[0].attention.k.norm.v_threshold = 0.3
+    model.visual.blocks[0].attention.qkv.norm.v_threshold = 0.3
     images = render(3, seed=7).images
     with torch.no_grad():
         torch.testing.assert_close(model.for_inference().encode_image(images), model.encode_image(images), rtol=1e-2, atol=1e-2)

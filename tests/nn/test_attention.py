@@ -46,18 +46,16 @@ def plain(layer, kind, x, scale=None):
         y = s @ part.linear.weight.t() + (0 if part.linear.bias is None else part.linear.bias)
         return batch_norm(part.norm, y.flatten(0, -2)).view_as(y)
 
-    def heads(name):
-        part = getattr(layer, name)
-        neuron = part.norm if part.fires else getattr(layer, f"{name}_lif")
-        s, _ = lif(
-            current(part, x), tau=neuron.tau, v_threshold=neuron.v_threshold, surrogate=neuron.surrogate, detach_reset=True
-        )
-        return s.unflatten(-1, (3, 8)).transpose(2, 3)
+    def heads(part, neuron):
+        options = {"tau": neuron.tau, "v_threshold": neuron.v_threshold, "surrogate": neuron.surrogate}
+        s, _ = lif(current(part, x), detach_reset=True, **options)
+        return [third.unflatten(-1, (3, 8)).transpose(2, 3) for third in s.split(24, -1)]
 
-    q, k = heads("q"), heads("k")
     if kind == "spikformer":
-        fired = layer.attention_lif((q @ k.mT @ heads("v") * (scale or 0.125)).transpose(2, 3).flatten(3)).unpack(x.dtype)
+        q, k, v = heads(layer.qkv, layer.qkv.norm)
+        fired = layer.attention_lif((q @ k.mT @ v * (scale or 0.125)).transpose(2, 3).flatten(3)).unpack(x.dtype)
     else:
+        (q,), (k,) = heads(layer.q, layer.q_lif), heads(layer.k, layer.k_lif)
         mask = layer.attention_lif(q.sum(-1 if kind == "token" else -2, keepdim=True) * (scale or 1.0))
         assert 0.05 < mask.mean() < 0.95
         fired = (mask * k).transpose(2, 3).flatten(3)
@@ -119,22 +117,24 @@ def test_many_tokens_are_counted_exactly_in_bfloat16():
 @pytest.mark.parametrize("kind", MAKE)
 def test_scale_bias_and_neuron_options_reach_their_places(kind):
     layer = make(kind, scale=0.7, qkv_bias=True, attention_v_threshold=0.8, backend="torch").eval()
-    assert layer.q.linear.bias is not None and layer.project.linear.bias is not None
+    first = layer.qkv if kind == "spikformer" else layer.q
+    assert first.linear.bias is not None and layer.project.linear.bias is not None
     neurons = {name: m for name, m in layer.named_modules() if isinstance(m, (snn.LIF, snn.BNLIF))}
     assert {m.tau for m in neurons.values()} == {3.0} and {m.surrogate for m in neurons.values()} == {"atan"}
     assert {name: m.v_threshold for name, m in neurons.items() if m.v_threshold != 0.3} == {"attention_lif": 0.8}
     assert {m.backend for m in layer.modules() if hasattr(m, "backend")} == {"torch"}
     x = spikes()
     torch.testing.assert_close(layer(x), plain(layer, kind, x, scale=0.7)[1], rtol=1e-4, atol=1e-4)
-    assert MAKE[kind]().q.linear.bias is None
+    without = MAKE[kind]()
+    assert (without.qkv if kind == "spikformer" else without.q).linear.bias is None
     assert "num_heads=3" in repr(layer)
 
 
 def test_state_dict_names_are_those_of_checkpoints():
-    parts = [f"{part}.norm.{name}" for part in ("q", "k", "v", "project") for name in BATCH_NORM]
-    linear = [f"{part}.linear.weight" for part in ("q", "k", "v", "project")]
-    assert set(make("spikformer").state_dict()) == {*parts, *linear, "project.linear.bias"}
-    assert set(make("token").state_dict()) == {n for n in (*parts, *linear, "project.linear.bias") if n[:2] != "v."}
+    for kind, parts in (("spikformer", ("qkv", "project")), ("token", ("q", "k", "project"))):
+        norms = [f"{part}.norm.{name}" for part in parts for name in BATCH_NORM]
+        weights = [f"{part}.linear.weight" for part in parts]
+        assert set(make(kind).state_dict()) == {*norms, *weights, "project.linear.bias"}
 
 
 @pytest.mark.parametrize("kind", MAKE)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from spikeclip.ops import (
-    PackedSpikes,
     Sequence,
     _backends,
     lif,
@@ -40,11 +39,7 @@ class Network:
             s = sequence.lif(x, 3, **NEURON)
         s = spike_conv2d_lif(s, self.conv, self.bias, padding=1, pool=(3, 2, 1), sequence=sequence, **NEURON).flatten(2, 3)
         qkv = spike_matmul_lif(s, self.qkv, sequence=sequence, **NEURON)
-        if sequence is None:
-            parts = [PackedSpikes(words, 96) for words in qkv.words.chunk(3, -1)]
-        else:
-            parts = sequence.chunk(qkv, 3)
-        s = spike_attention_lif(*parts, scale=0.2, num_heads=6, sequence=sequence, **NEURON)
+        s = spike_attention_lif(qkv, scale=0.2, num_heads=6, sequence=sequence, **NEURON)
         s = spike_matmul_lif(s, self.project, self.bias, add=stream, currents=stream, sequence=sequence, **NEURON)
         if sequence is None:
             return s, torch.einsum("t,tbnc->bc", self.weights, stream) / stream.shape[2]
@@ -116,8 +111,6 @@ def test_bad_arguments():
         ValueError, match=r"sequence needs heads of 16, 32, 48 or 64 channels, and tokens; got 4 of 24 channels"
     ):
         spike_attention_lif(s, s, s, scale=0.1, num_heads=4, sequence=sequence)
-    with pytest.raises(ValueError, match="parts must divide the 96 spikes of a row into multiples of 32; got 2"):
-        sequence.chunk(s, 2)
     with pytest.raises(ValueError, match=r"weights must have shape \[4\], one for each of x's steps; got \[3\]"):
         sequence.mean(torch.zeros(4, 2, 5, 96), torch.zeros(3))
     with pytest.raises(ValueError, match="x must be contiguous float32 on a CPU"):

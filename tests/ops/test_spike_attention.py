@@ -2,7 +2,7 @@ import pytest
 import torch
 from compare import assert_error_bounded
 
-from spikeclip.ops import _backends, pack_spikes, spike_attention
+from spikeclip.ops import _backends, lif, pack_spikes, spike_attention
 
 INTERPRETED = _backends.triton_interpreted()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,19 +29,20 @@ def oracle(q, k, v, heads, scale):
     return (((q @ k.mT) @ v) * scale).transpose(-2, -3).flatten(-2)
 
 
-def gradients(parts, dy, heads, scale, backend):
-    leaves = [t.clone().to(DEVICE).requires_grad_() for t in parts]
+def gradients(parts, dy, heads, scale, backend, together=False):
+    leaves = [t.clone().to(DEVICE).requires_grad_() for t in ([torch.cat(parts, -1)] if together else parts)]
     y = spike_attention(*leaves, scale=scale, num_heads=heads, backend=backend)
     y.backward(dy.to(DEVICE))
-    return [t.detach().cpu() for t in (y, *(leaf.grad for leaf in leaves))]
+    grads = leaves[0].grad.chunk(3, -1) if together else [leaf.grad for leaf in leaves]
+    return [t.detach().cpu() for t in (y, *grads)]
 
 
-def check(backend, parts, heads, scale=0.125):
+def check(backend, parts, heads, scale=0.125, together=False):
     leaves = [t.double().requires_grad_() for t in parts]
     y = oracle(*leaves, heads, scale)
     dy = torch.randn(y.shape).to(parts[0].dtype)
     y.backward(dy.double())
-    got, plain = (gradients(parts, dy, heads, scale, name) for name in (backend, "torch"))
+    got, plain = (gradients(parts, dy, heads, scale, name, together) for name in (backend, "torch"))
     assert torch.equal(got[0], plain[0])
     floor = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[parts[0].dtype]
     for mine, ref, want in zip(got, plain, [y.detach(), *(leaf.grad for leaf in leaves)], strict=True):
@@ -62,6 +63,32 @@ def test_every_dtype(backend, dtype, case):
     check(backend, spikes(*case, dtype=dtype), case[3])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("leading", "tokens", "heads", "width"),
+    [((3,), 9, 2, 12), ((2, 2), 20, 2, 48), ((1,), 4, 1, 100), ((2,), 1, 4, 1), ((1,), 70, 1, 64), ((1,), 68, 2, 66)],
+    ids=str,
+)
+def test_queries_keys_and_values_side_by_side(backend, dtype, leading, tokens, heads, width):
+    check(backend, spikes(leading, tokens, tokens, heads, width, dtype=dtype), heads, together=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("tokens", [8, 0])
+def test_packed_side_by_side_send_back_one_gradient(backend, tokens):
+    currents = torch.randn(2, 3, tokens, 60, device=DEVICE)
+    fired, dy = [], torch.randn(2, 3, tokens, 20, device=DEVICE)
+    for packed in (True, False):
+        x = currents.clone().requires_grad_()
+        s, _ = lif(x, packed=packed, backend=backend)
+        y = spike_attention(s, scale=0.25, num_heads=2, backend=backend)
+        y.backward(dy)
+        fired.append((y.detach(), x.grad))
+    assert torch.equal(fired[0][0], fired[1][0]) and fired[0][0].any() == bool(tokens)
+    torch.testing.assert_close(fired[0][1], fired[1][1])
+
+
 @pytest.mark.skipif("triton" not in BACKENDS, reason="triton is not available here")
 def test_a_program_that_owns_all_rows_of_a_head(monkeypatch):
     monkeypatch.setattr("spikeclip.kernels.spike_attention.PROGRAMS", 1)
@@ -72,6 +99,7 @@ def test_a_program_that_owns_all_rows_of_a_head(monkeypatch):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_many_tokens_and_counts_past_sixteen_bits(backend):
     check(backend, spikes((8,), 196, 196, 8, 48, 0.2), 8)
+    check(backend, spikes((8,), 196, 196, 8, 48, 0.2), 8, together=True)
     check(backend, spikes((1,), 3, 1500, 1, 64, 1.0), 1)
 
 
@@ -146,6 +174,11 @@ def test_a_mask_multiplies_the_scores():
     torch.testing.assert_close(y, want)
     y.sum().backward()
     assert q.grad is not None
+    q, k, v = (t.detach() for t in spikes((2,), 6, 6, 2, 10))
+    together = spike_attention(torch.cat([q, k, v], -1), scale=0.5, num_heads=2, mask=mask[:, :6])
+    assert torch.equal(together, spike_attention(q, k, v, scale=0.5, num_heads=2, mask=mask[:, :6]))
+    with pytest.raises(ValueError, match="mask needs dense"):
+        spike_attention(pack_spikes(torch.cat([q, k, v], -1)), scale=0.5, num_heads=2, mask=mask[:, :6])
     with pytest.raises(ValueError, match="mask needs backend"):
         spike_attention(q, k, v, scale=0.5, num_heads=2, mask=mask, backend="cpu")
     with pytest.raises(ValueError, match="mask needs dense"):
@@ -167,6 +200,7 @@ def test_results_do_not_depend_on_the_number_of_threads(backend):
 def test_every_instruction_set_of_this_machine_passes(isa):
     check("cpu", spikes((2,), 20, 20, 2, 48), 2)
     check("cpu", spikes((2,), 5, 6, 3, 5), 3)
+    check("cpu", spikes((2,), 20, 20, 2, 20), 2, together=True)
 
 
 @pytest.mark.parametrize("backend", FUSED)
@@ -189,6 +223,11 @@ def test_opcheck_and_compile(backend):
     torch.library.opcheck(op, (q.requires_grad_(), k, v, 20, 2, 0.125, False, None, backend))
     dy = torch.randn(2, 5, 20, device=DEVICE)
     torch.library.opcheck(torch.ops.spikeclip.spike_attention_bwd.default, (dy, *words, 20, 2, 0.125, backend))
+    qkv = torch.cat([q.detach(), k[:, :5], v[:, :5]], -1)
+    for together in (qkv, pack_spikes(qkv).words, qkv.clone().requires_grad_()):
+        torch.library.opcheck(op, (together, None, None, 20, 2, 0.125, True, None, backend))
+    one = (dy, pack_spikes(qkv).words, None, None, 20, 2, 0.125, backend)
+    torch.library.opcheck(torch.ops.spikeclip.spike_attention_bwd.default, one)
 
     def model(x):
         s = torch.sigmoid(x)
@@ -220,6 +259,9 @@ BAD = {
     "v must be one of float32, .*bool, uint8": lambda q: spike_attention(q, q, q.int(), scale=1.0, num_heads=1),
     "k must be on s's device": lambda q: spike_attention(q, q.to("meta"), q.to("meta"), scale=1.0, num_heads=1),
     "must hold spikes": lambda q: spike_attention(q, q + 2, q, scale=1.0, num_heads=1, backend="cpu"),
+    r"q must have shape \[\.\.\., N, 3 C\] without k and v; got": lambda q: spike_attention(q, scale=1.0, num_heads=1),
+    "k and v must both be spikes or both None; got Tensor and None": lambda q: spike_attention(q, q, scale=1.0, num_heads=1),
+    "num_heads must be an integer that divides C = 2": lambda q: spike_attention(q[..., :6], scale=1.0, num_heads=3),
     "backend must be one of": lambda q: spike_attention(q, q, q, scale=1.0, num_heads=1, backend="gpu"),
 }
 

@@ -199,6 +199,10 @@ def test_attention_and_neurons_equal_the_two(backend, heads, width, tokens, keys
         want, _ = lif(counts, packed=True, backend="torch", **neuron)
         got = spike_attention_lif(q, k, v, scale=0.02, num_heads=heads, backend=backend, **neuron)
         assert torch.equal(got.words, want.words) and 0.01 < want.density() < 0.99
+        if tokens == keys:
+            qkv = pack_spikes(torch.cat([s.unpack() for s in (q, k, v)], -1))
+            together = spike_attention_lif(qkv, scale=0.02, num_heads=heads, backend=backend, **neuron)
+            assert torch.equal(together.words, want.words) and together.length == q.length
 
 
 def test_bad_attention():
