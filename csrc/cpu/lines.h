@@ -28,6 +28,17 @@ typedef int32_t IntVector __attribute__((vector_size(kVector), may_alias));
 typedef uint32_t WordVector __attribute__((vector_size(kVector), may_alias));
 typedef uint16_t ShortVector __attribute__((vector_size(kVector), may_alias));
 
+// a b + c, rounded once where the machine can.
+inline FloatVector fused(FloatVector a, FloatVector b, FloatVector c) {
+#if defined(__AVX512F__)
+  return (FloatVector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (FloatVector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
 // The four line offsets of one group of a list, in bytes; taken apart by halves, which costs fewer instructions than shifting
 // the whole four times.
 struct Group {

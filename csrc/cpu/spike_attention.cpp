@@ -49,21 +49,22 @@ struct HeadBits {
     } while (bits != 0);
   }
 
+  // 0 or 1 for every bit, and zeros up to the padded width.
   template <typename T>
   void expand(T* out) const {
+    using Lane = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
+    constexpr int kCount = std::min<int>(16, kVector / sizeof(T));
+    typedef Lane Lanes __attribute__((vector_size(kCount * sizeof(T))));
+    typedef T Values __attribute__((vector_size(kCount * sizeof(T))));
+    const Lanes ones = (Lanes)(Values{} + T(1));
+    Lanes places;
+    for (int i = 0; i < kCount; ++i) places[i] = static_cast<Lane>(1 << i);
     for (int64_t at = 0; at < width; at += 64) {
       const uint64_t bits = chunk(at);
-      const int64_t here = std::min<int64_t>(64, lanes(width) - at);
-#if defined(__AVX512BW__)
-      if constexpr (sizeof(T) == 2) {
-        for (int64_t i = 0; i < here; i += kLanes)
-          _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + at + i),
-                              _mm256_maskz_set1_epi16(static_cast<__mmask16>(bits >> i), 1));
-        continue;
+      for (int64_t i = 0; i < std::min<int64_t>(64, lanes(width) - at); i += kCount) {
+        const Lanes row = (Lanes)(((static_cast<Lane>(bits >> i) - Lanes{}) & places) != 0) & ones;
+        memcpy(out + at + i, &row, sizeof row);
       }
-#endif
-#pragma omp simd
-      for (int64_t i = 0; i < here; ++i) out[at + i] = static_cast<T>(bits >> i & 1);
     }
   }
 };
@@ -196,21 +197,35 @@ void attend_and_fire(const SpikeAttentionLif& c) {
 // Tokens whose rows are multiplied at a time, so that a matrix' row is loaded once for all and their sums stay in registers.
 constexpr int64_t kTokens = 4;
 
+// Vectors of a line whose sums, for kTokens rows, stay in registers.
+constexpr int panel(int vectors) {
+  const int most = kVector == 64 ? 4 : 3;
+  return vectors <= most ? vectors : vectors % most == 0 ? most : 2;
+}
+
 // [kTokens, width] times [width, count], rows `count` apart.
 template <int kFixed>
 void multiply_rows(const float* rows, const float* matrix, int64_t width, int64_t count, float* out) {
   if constexpr (kFixed != 0) {
-    FloatVector sums[kTokens][kFixed * 4 / kVector] = {};
-    for (int64_t j = 0; j < width; ++j) {
-      const auto* line = reinterpret_cast<const FloatVector*>(matrix + j * kFixed);
+    constexpr int kFloats = kVector / 4, kLineVectors = kFixed / kFloats, kPanel = panel(kLineVectors);
+    for (int first = 0; first < kLineVectors; first += kPanel) {
+      FloatVector sums[kTokens][kPanel];
 #pragma GCC unroll 4
-      for (int n = 0; n < kTokens; ++n) {
-        const FloatVector value = rows[n * kFixed + j] - FloatVector{};
-#pragma GCC unroll 16
-        for (int p = 0; p < kFixed * 4 / kVector; ++p) sums[n][p] += value * line[p];
+      for (int n = 0; n < kTokens; ++n)
+#pragma GCC unroll 4
+        for (int p = 0; p < kPanel; ++p) sums[n][p] = FloatVector{};
+      for (int64_t j = 0; j < width; ++j) {
+        const auto* line = reinterpret_cast<const FloatVector*>(matrix + j * kFixed) + first;
+#pragma GCC unroll 4
+        for (int n = 0; n < kTokens; ++n) {
+          const FloatVector value = rows[n * kFixed + j] - FloatVector{};
+#pragma GCC unroll 4
+          for (int p = 0; p < kPanel; ++p) sums[n][p] = fused(value, line[p], sums[n][p]);
+        }
       }
+#pragma GCC unroll 4
+      for (int n = 0; n < kTokens; ++n) memcpy(out + n * kFixed + first * kFloats, sums[n], sizeof sums[n]);
     }
-    memcpy(out, sums, sizeof sums);
   } else {
     std::fill(out, out + kTokens * count, 0.0f);
     for (int64_t n = 0; n < kTokens; ++n)

@@ -27,16 +27,6 @@ constexpr int kRows = 6;
 constexpr int64_t kPanel = 56 / kRows * kRows;  // tiles
 constexpr float kA = 0.75f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;
 
-inline FloatVector fused(FloatVector a, FloatVector b, FloatVector c) {
-#if defined(__AVX512F__)
-  return (FloatVector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
-  return (FloatVector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#else
-  return a * b + c;
-#endif
-}
-
 inline FloatVector all(float x) { return FloatVector{} + x; }
 
 inline FloatVector load(const float* from) {
