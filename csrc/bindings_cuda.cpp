@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <tuple>
 
 #include "cuda/bn_lif.cuh"
 #include "cuda/lif.cuh"

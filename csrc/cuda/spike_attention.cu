@@ -80,7 +80,8 @@ __device__ __forceinline__ void store_rows(const Head& h, const float (&sums)[kO
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = row0 + r, column = column0 + 32 * half + lane;
-      if (row < rows && column < h.width) store_value(y, dtype, (h.sequence * rows + row) * y_row + h.start + column, sums[r][half] * scale);
+      const int64_t at = (h.sequence * rows + row) * y_row + h.start + column;
+      if (row < rows && column < h.width) store_value(y, dtype, at, sums[r][half] * scale);
     }
 }
 

@@ -40,16 +40,15 @@ class SpikingTokenizer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
-        currents = self.first_pool(self.norms[0](self.convs[0](images)))
-        spikes = self.first_lif(self.encode(currents.movedim(1, -1)))  # channels last, as the sum of its gradients then is
-        steps = spikes.shape[:2]
+        x = self.encode(self.first_pool(self.norms[0](self.convs[0](images))))
+        spikes = self.first_lif(x.movedim(2, -1))
         again = self.grad_checkpointing and torch.is_grad_enabled()
         for conv, norm in zip(self.convs[1:-1], self.norms[1:-1], strict=True):
             flat = spikes.flatten(0, 1)
             y, *product = conv(flat, with_product=True) if again else (conv(flat),)
-            spikes = norm(y.unflatten(0, steps), *product)
+            spikes = norm(y.unflatten(0, x.shape[:2]), *product)
         y = self.last_pool(self.norms[-1](self.convs[-1](spikes.flatten(0, 1))))
-        return y.unflatten(0, steps).flatten(3).transpose(2, 3)
+        return y.unflatten(0, x.shape[:2]).flatten(3).transpose(2, 3)
 
 
 class SpikingBlock(nn.Module):

@@ -18,9 +18,17 @@ class _Encoding(nn.Module):
 
 
 class DirectEncoding(_Encoding):
-    """The same analog value at every step (the paper's encoding); a view, no copy: ``[B, ...] -> [T, B, ...]``."""
+    """The same analog value at every step (the paper's encoding); a view, no copy: ``[B, ...] -> [T, B, ...]``.
+
+    Images ``[B, C, H, W]`` with channels last in memory have a gradient that lies as they do.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+            return self._repeated(x.movedim(1, -1)).movedim(-1, 2)  # as [B, C, H, W] the steps' sum has channels first
+        return self._repeated(x)
+
+    def _repeated(self, x: Tensor) -> Tensor:
         return x.unsqueeze(0).expand(self.T, *x.shape)
 
 

@@ -173,6 +173,21 @@ def test_first_layers_run_once_as_if_they_ran_at_every_step():
     torch.testing.assert_close(copies.unflatten(0, (-1, 4)), once.expand(tokenizer.encode.T, *once.shape), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("config", ["spikeclip-demo", "spikeclip-4-384"])  # with a first pool and without
+def test_gradients_of_the_first_layers_lie_in_memory_as_their_values_do(config):
+    """In another order PyTorch's convolution, norm and pool copy them, which takes longer than the layers themselves."""
+    tower, lies = SpikeCLIP.from_config(config).visual.train(), []
+
+    def watch(value):
+        value.register_hook(lambda grad: lies.append((grad.stride(), value.stride())))
+
+    for module in (tower.tokenizer.convs[0], tower.tokenizer.norms[0], tower.tokenizer.first_pool):
+        module.register_forward_hook(lambda module, inputs, value: watch(value))
+    tower.tokenizer.encode.register_forward_pre_hook(lambda module, inputs: watch(inputs[0]))
+    tower(torch.rand(2, 3, 32, 32)).sum().backward()
+    assert len(lies) == 4 and all(grad == value for grad, value in lies), lies
+
+
 def test_readout_starts_at_the_papers_weights_and_is_no_softmax():
     readout = StepReadout(4)
     torch.testing.assert_close(readout.weight.detach().exp(), torch.tensor([0.1, 0.2, 0.4, 0.8]))

@@ -11,6 +11,19 @@ def test_direct_repeats_without_copying():
     assert all(torch.equal(step, x) for step in out)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_gradients_of_repeated_images_lie_as_they_do(memory_format):
+    x = torch.randn(2, 3, 4, 5).contiguous(memory_format=memory_format).requires_grad_()
+    weight = torch.randn(6, 2, 3, 4, 5)
+    last = memory_format == torch.channels_last
+    weight = weight.movedim(2, -1).contiguous().movedim(-1, 2) if last else weight
+    out = DirectEncoding(T=6)(x)
+    assert out.shape == (6, 2, 3, 4, 5) and out.data_ptr() == x.data_ptr() and torch.equal(out[3], x)
+    (grad,) = torch.autograd.grad(out, x, weight)
+    torch.testing.assert_close(grad, weight.sum(0))
+    assert grad.stride() == x.stride()
+
+
 def test_poisson_rate_is_the_value():
     x = torch.tensor([0.0, 0.1, 0.5, 1.0]).repeat(2000, 1)
     generator = torch.Generator().manual_seed(1)
