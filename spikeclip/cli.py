@@ -17,7 +17,7 @@ _TEACHER = "open_clip architecture, a folder with open_clip_config.json, or the 
 
 
 def demo(out: Out = Path("spikeclip-demo"), seed: int = 0, device: Device = "auto") -> None:
-    """Train a small SpikeCLIP by the paper's recipe on embedded pictures and ask it zero-shot questions (3 to 4 minutes)."""
+    """Train a small SpikeCLIP by the paper's recipe on embedded pictures and ask it zero-shot questions (3 to 8 minutes)."""
     from .demo import run
 
     run(out, seed=seed, device=_device(device))

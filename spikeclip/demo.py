@@ -26,7 +26,7 @@ from .zeroshot import class_vectors, classify, evaluate
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes and settings of the demo's stages; the defaults take about three minutes on two cores."""
+    """Sizes and settings of the demo's stages; the defaults take three to eight minutes on two cores."""
 
     images: int = 20_000
     task_images: int = 3_000
