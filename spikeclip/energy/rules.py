@@ -94,14 +94,16 @@ def _spike_conv2d(args, out):
 
 def _spike_attention(args, out):
     q, k, v, channels, heads = args[:5]
-    if k is not None:
-        q, k, v = (_spikes(part, channels) for part in (q, k, v))
-    elif q.dtype == torch.int32:
-        dense = torch.ops.spikeclip.unpack_spikes(q, 3 * channels, torch.uint8, "auto").chunk(3, -1)
-        q, k, v = (Operand(None, torch.ops.spikeclip.pack_spikes(part, "auto"), channels) for part in dense)
-    else:
-        q, k, v = map(Operand, q.chunk(3, -1))
-    return Attention(q, k, v, heads, out[0])
+    q, k, v = _thirds(q, channels) if k is None else (q, k, v)
+    return Attention(_spikes(q, channels), _spikes(k, channels), _spikes(v, channels), heads, out[0])
+
+
+def _thirds(qkv: Tensor, channels: int) -> list[Tensor]:
+    """Queries, keys and values that lie side by side, dense or as words."""
+    if qkv.dtype == torch.int32 and channels % 32:  # words hold spikes of two of them
+        dense = torch.ops.spikeclip.unpack_spikes(qkv, 3 * channels, torch.uint8, "auto")
+        return [torch.ops.spikeclip.pack_spikes(part, "auto") for part in dense.chunk(3, -1)]
+    return [part.contiguous() for part in qkv.chunk(3, -1)]
 
 
 EXACT: dict[object, Callable] = {

@@ -99,9 +99,10 @@ def test_attention_in_the_order_that_runs(order):
 
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-def test_fused_attention_is_counted_as_its_two_products(packed, together):
+@pytest.mark.parametrize("d", [5, 8])
+def test_fused_attention_is_counted_as_its_two_products(packed, together, d):
     torch.manual_seed(0)
-    T, B, heads, N, d = 2, 3, 4, 6, 5
+    T, B, heads, N = 2, 3, 4, 6
     q, k, v = (spikes(T, B, N, heads * d) for _ in range(3))
 
     def attend(x):
