@@ -317,7 +317,7 @@ def spike_attention_bwd(
         return [g.zero_() for g in found]
     q, k, v = parts(q, k, v, channels)
     (words, _), (k_words, apart), (v_words, _) = q, k, v
-    dy, (n, per_row), s, width = dy.contiguous(), words.shape[1:], k_words.shape[1], channels // num_heads
+    (n, per_row), s, width = words.shape[1:], k_words.shape[1], channels // num_heads
     if dy.dtype != torch.float32 and width <= WIDEST and s <= EXACT_IN_FLOAT16:
         with device_of(dy):
             _attention_bwd[(len(dy) * num_heads,)](

@@ -55,8 +55,9 @@ class PlainTower(nn.Module):
     """The tower's network with its weights; ``neuron(v_threshold)`` makes what stands between layers.
 
     As in the published Spikingformer its matrix products are 1x1 convolutions, which oneDNN multiplies up to twice as fast as
-    the MKL behind ``nn.Linear`` does on an AMD CPU, and queries, keys and values are three (as one, SpikingJelly's answers take
-    10 % longer). The first convolution runs once for all steps and attention in the cheaper order, as the tower's do.
+    the MKL behind ``nn.Linear`` does on an AMD CPU, and queries, keys and values are three: as one, SpikingJelly's answers to
+    32 images take 10 % longer and its training steps 16 %, its answers to one image 9 % less. The first convolution runs once
+    for all steps and attention in the cheaper order, as the tower's do.
     """
 
     def __init__(self, tower: SpikingImageEncoder, neuron: Callable[[float], nn.Module], T: int):

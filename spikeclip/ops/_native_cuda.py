@@ -184,7 +184,7 @@ class NativeCuda(Native):
         q, k, v = parts(q, k, v, channels)
         if not (dq.numel() and dk.numel()):
             return [g.zero_() for g in found]
-        dy, width = dy.contiguous(), channels // num_heads
+        width = channels // num_heads
         kv, q_dy = self._gram(k, v, num_heads, width), self._gram(q, dy, num_heads, width)
         self._apply(dy, kv, True, scale, dq)
         self._apply(v, q_dy, True, scale, dk)

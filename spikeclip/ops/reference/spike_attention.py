@@ -20,7 +20,7 @@ def _merged(x: Tensor) -> Tensor:
 
 
 def _parts(q: Tensor, k: Tensor | None, v: Tensor | None, channels: int, num_heads: int, dtype: torch.dtype) -> list[Tensor]:
-    if k is None or v is None:
+    if k is None:
         dense = unpack(q, 3 * channels, dtype).chunk(3, -1)
     else:
         dense = [unpack(words, channels, dtype) for words in (q, k, v)]
@@ -45,7 +45,7 @@ def spike_attention_bwd(
     dy: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None, channels: int, num_heads: int, scale: float
 ) -> Sequence[Tensor]:
     """Gradients of q, k, v, dense [L, N or S, channels] in dy's dtype, without an N x S matrix; one of all for one of all."""
-    compute, apart = compute_dtype(dy), k is not None and v is not None
+    compute, apart = compute_dtype(dy), k is not None
     q, k, v = _parts(q, k, v, channels, num_heads, compute)
     dy_heads = _heads(dy.to(compute), num_heads) * scale
     q_dy = q.mT @ dy_heads
