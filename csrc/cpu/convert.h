@@ -123,5 +123,15 @@ inline void store_row(void* base, Dtype dtype, int64_t offset, int64_t n, const 
   for (; i < n; ++i) row[i] = float_to_half(buffer[i]);
 }
 
+// A row that is soon read or written, and that the hardware does not see coming, into the second-level cache: the first is full,
+// and its few pending misses would hold up the loop.
+inline void prefetch_row(const void* base, Dtype dtype, int64_t offset, int64_t width) {
+  if (base == nullptr) return;
+  const int64_t size = dtype == Dtype::f32 ? 4 : 2;
+  const char* row = static_cast<const char*>(base) + offset * size;
+  for (int64_t i = 0; i < width * size; i += 64) __builtin_prefetch(row + i, 0, 2);
+  __asm__ volatile("");  // GCC drops calls of functions that do nothing but this
+}
+
 }  // namespace SPIKECLIP_ISA
 }  // namespace spikeclip

@@ -31,15 +31,6 @@ inline int64_t backward_block(int64_t steps) {
   return std::clamp<int64_t>(2048 / steps / kMinBlock * kMinBlock, kMinBlock, kMaxBlock);
 }
 
-// Rows of one block lie a whole time-step apart, too far for the hardware to see the next block coming. Into the second-level
-// cache: the first is full, and its few pending misses would hold up the loop.
-inline void prefetch_row(const void* base, Dtype dtype, int64_t offset, int64_t width) {
-  if (base == nullptr) return;
-  const int64_t size = dtype == Dtype::f32 ? 4 : 2;
-  const char* row = static_cast<const char*>(base) + offset * size;
-  for (int64_t i = 0; i < width * size; i += 64) __builtin_prefetch(row + i, 0, 2);
-}
-
 inline int team(int threads, int64_t elements) { return elements < kSerialBelow ? 1 : threads; }
 
 inline void start(const float* v0, const LifParams& p, int64_t first, int64_t width, float* v) {

@@ -147,10 +147,12 @@ void attend(const SpikeAttention& c) {
         float* to = stream ? buffer : row_to_write(c.out, c.dtype, at, buffer);
 #pragma omp simd
         for (int64_t j = 0; j < s.width; ++j) to[j] = static_cast<float>(sum[j]) * c.scale;
-        if (stream)
+        if (stream) {
           stream_lines(static_cast<float*>(c.out) + at, buffer, s.width);
-        else
+        } else {
+          prefetch_row(c.out, c.dtype, at + s.width, head + 1 < c.heads ? s.width : 0);  // the next head's, meanwhile
           store_row(c.out, c.dtype, at, s.width, to);
+        }
       }
     }
 }
@@ -242,7 +244,7 @@ template <int kFixed>
 void differentiate(const SpikeAttentionGrad& c) {
   const SpikeAttention& f = c.forward;
   const Shape s(f);
-  const int64_t each = 3 * s.matrix + (2 * kTokens + 1) * s.padded, size = f.dtype == Dtype::f32 ? 4 : 2;
+  const int64_t each = 3 * s.matrix + (2 * kTokens + 1) * s.padded;
   const AlignedArray<float> scratch(f.threads * each);
   const bool stream = s.width % kLanes == 0 && may_stream(c.dq, f.dtype, f.images * f.q_tokens, f.channels) &&
                       may_stream(c.dk, f.dtype, f.images * f.k_tokens, f.channels) &&
@@ -253,8 +255,10 @@ void differentiate(const SpikeAttentionGrad& c) {
       float* counts = scratch.data + thread_index() * each;
       float *g = counts + s.matrix, *transposed = g + s.matrix;
       float *row = transposed + s.matrix, *sum = row + kTokens * s.padded, *buffer = sum + kTokens * s.padded;
+      const int64_t next = head + 1 < f.heads ? s.width : 0;  // the next head's, to be fetched meanwhile
       const auto write = [&](const float* from, void* out, int64_t at) {
         if (stream) return stream_lines(static_cast<float*>(out) + at, from, s.width);
+        prefetch_row(out, f.dtype, at + s.width, next);
         float* to = row_to_write(out, f.dtype, at, buffer);
         std::copy_n(from, s.width, to);
         store_row(out, f.dtype, at, s.width, to);
@@ -268,8 +272,7 @@ void differentiate(const SpikeAttentionGrad& c) {
           const int64_t token = image * f.q_tokens + first + n, at = token * f.channels + head * s.width;
           float* scaled = row + n * s.padded;
           const float* dy = load_row(f.out, f.dtype, at, s.width, buffer);
-          for (int64_t i = 0; i < s.width && head + 1 < f.heads; i += kLine / size)  // the next head's, meanwhile
-            __builtin_prefetch(static_cast<const char*>(f.out) + (at + s.width + i) * size, 0, 2);
+          prefetch_row(f.out, f.dtype, at + s.width, next);
 #pragma omp simd
           for (int64_t j = 0; j < s.width; ++j) scaled[j] = dy[j] * f.scale;
           s.bits(s.q, token, head).each([&](int64_t i) { add_row<kFixed>(g + i * s.padded, scaled, s.padded); });
