@@ -28,9 +28,11 @@ DEFAULT_ARCHS = "80;90a"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 # -ffp-contract=off: no fused multiply-add, so that spikes equal those of plain torch.
+# -falign-loops: where a short loop happens to lie was measured to be worth a tenth of its time.
 CXX_FLAGS = [
     "-std=c++17",
     "-O3",
+    "-falign-loops=32",
     "-fPIC",
     "-fopenmp",
     "-fvisibility=hidden",

@@ -78,13 +78,15 @@ T* kept(int64_t count) {
   return array->data;
 }
 
+// Lines of a span whose first byte 16 bits name.
+constexpr int64_t kMostLines = (1 << 16) / kLine;
+
 // Sparse rows take several blocks at once: to begin and end a list costs as much as to add some ten lines, and more than it costs
 // that the lines of several blocks do not all stay in the first-level cache. The density is that of the whole input: on it, and
 // so in their last bits on other rows, float32 sums depend, on the number of threads they do not. Sums of int16 fit 16 bits for
 // one block alone.
 template <typename Source>
 std::vector<Span> spans_of(const Tiles& tiles, const Source& source) {
-  constexpr int64_t kMostLines = (1 << 16) / kLine;  // whose first byte 16 bits name
   const bool several = tiles.blocks() > 1 && tiles.kind != WeightKind::i16;
   const double density = several ? source.density() : 0, most_events = tiles.kind == WeightKind::i8 ? 160 : 96;  // measured
   std::vector<Span> spans;

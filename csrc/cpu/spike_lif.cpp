@@ -8,6 +8,7 @@
 #include <limits>
 #include <vector>
 
+#include "common_spikes.h"
 #include "fire.h"
 #include "product.h"
 #include "windows.h"
@@ -83,6 +84,8 @@ struct Fetch {
 };
 
 struct SumsSlot;
+struct SharedSlot;
+struct WordsSlot;
 struct CurrentsSlot;
 struct MembranesSlot;
 struct OffsetsSlot;
@@ -97,23 +100,26 @@ struct Worker {
   const Source& source;
   const float *scale, *bias;  // padded to whole strips
   const std::vector<Span>& spans;
-  Lists* lists;               // [steps, spans]
-  int64_t number;             // of spans
+  const std::vector<Common>& common;
+  Lists* lists;               // [steps + common, spans]
+  int64_t number, shared;     // of spans, and of what steps have in common
   int64_t at_once, neurons;   // rows that go through all steps and spans together, and what the pool leaves of them
-  Wide* sums;                 // [at_once, kColumns], where there are several spans
+  Wide* sums;                 // [at_once, kColumns], where several lists make one sum
+  Wide* shared_sums;          // [common, at_once, kColumns]
   float* currents;            // [at_once, kColumns]
   float* membranes;           // [neurons, kColumns]
 
   Worker(const SpikeLif& c, const Source& source, const Padded& scale, const Padded& bias, const Panels& panels,
-         const std::vector<Span>& spans, Lists* lists)
-      : c(c), source(source), scale(scale.data), bias(bias.data), spans(spans), lists(lists),
-        number(static_cast<int64_t>(spans.size())),
+         const std::vector<Span>& spans, const std::vector<Common>& common, Lists* lists)
+      : c(c), source(source), scale(scale.data), bias(bias.data), spans(spans), common(common), lists(lists),
+        number(static_cast<int64_t>(spans.size())), shared(static_cast<int64_t>(common.size())),
         at_once(c.pool_size != 0 || number > 1 ? panels.most_rows() : std::min(kRowsAtOnce, panels.most_rows())),
         neurons(c.pool_size != 0 ? panels.most_out_rows() : at_once),
-        sums(kept<SumsSlot, Wide>(number > 1 ? at_once * kColumns : 0)),
+        sums(kept<SumsSlot, Wide>(number > 1 || shared > 0 ? at_once * kColumns : 0)),
+        shared_sums(kept<SharedSlot, Wide>(shared * at_once * kColumns)),
         currents(kept<CurrentsSlot, float>(at_once * kColumns)), membranes(kept<MembranesSlot, float>(neurons * kColumns)) {}
 
-  // Steps `begin` to `end`; the lists lie in this thread's memory until its next call.
+  // Rows of steps and of what they have in common, `begin` to `end`; the lists lie in this thread's memory until its next call.
   void decode(const Panel& panel, int64_t begin, int64_t end) {
     const Tiles& tiles = c.tiles;
     const int64_t step_rows = c.shape.batch * c.shape.out_height * c.shape.out_width;
@@ -142,7 +148,7 @@ struct Worker {
   // `next` is the strip that this thread most likely takes next: its tiles are fetched meanwhile.
   void strip(const Panel& panel, int64_t strip, int64_t next) {
     const bool more = next < c.tiles.strips();
-    const int64_t calls = ceil_div(panel.count, at_once) * c.steps * number;
+    const int64_t calls = ceil_div(panel.count, at_once) * (c.steps + shared) * number;
     Fetch fetch(tile(more ? next : strip, 0), more ? c.tiles.length + c.tiles.blocks() : 0, calls);
     const int64_t column = strip * kColumns;
     const auto finished = [to = currents, scale = scale + column, bias = bias + column](int64_t m, const Sums<Kind>& sum) {
@@ -151,12 +157,16 @@ struct Worker {
     for (int64_t first = 0; first < panel.count; first += at_once) {
       const int64_t rows = std::min(at_once, panel.count - first);
       std::fill(membranes, membranes + neurons * kColumns, c.params.v_reset);
-      for (int64_t t = 0; t < c.steps; ++t) {
+      for (int64_t t = -shared; t < c.steps; ++t) {  // what steps have in common, then the steps
+        const bool own = t >= 0, started = own && start(t, rows);
+        const Lists* list = lists + (own ? t : c.steps + shared + t) * number;
+        Wide* to = own ? sums : shared_sums + (shared + t) * at_once * kColumns;
         for (int64_t i = 0; i < number; ++i) {
           fetch.more();
-          add_lines<Kind>(tile(strip, spans[i].first), lists[t * number + i].from(first), rows, sums, i == 0, i == number - 1,
+          add_lines<Kind>(tile(strip, spans[i].first), list[i].from(first), rows, to, i == 0 && !started, i == number - 1 && own,
                           finished);
         }
+        if (!own) continue;
         if (c.pool_size != 0) {
           fire_pooled(panel, t, column);
         } else {
@@ -165,6 +175,22 @@ struct Worker {
         }
       }
     }
+  }
+
+  // The sums of what step t has in common with others, if anything, are where its own begin.
+  bool start(int64_t t, int64_t rows) const {
+    bool any = false;
+    for (int64_t n = 0; n < shared; ++n) {
+      if (!common[n].has(t)) continue;
+      const Wide* from = shared_sums + n * at_once * kColumns;
+      if (any)
+#pragma omp simd
+        for (int64_t i = 0; i < rows * kColumns; ++i) sums[i] += from[i];
+      else
+        std::copy_n(from, rows * kColumns, sums);
+      any = true;
+    }
+    return any;
   }
 
   void fire_pooled(const Panel& panel, int64_t t, int64_t column) {
@@ -226,23 +252,24 @@ struct Worker {
   }
 };
 
+// `source` has rows for every step and then for what they have in common.
 template <typename Kind, bool decay_input, bool soft_reset, typename Source>
-void run(const SpikeLif& c, const Source& source) {
+void run(const SpikeLif& c, const Source& source, const std::vector<Common>& common) {
   const int64_t strips = c.tiles.strips();
   const Padded scale(c.scale, c.tiles.columns, strips * Kind::kColumns);
   const Padded bias(c.bias, c.tiles.columns, strips * Kind::kColumns);
   const Panels panels(c);
   const int threads = c.steps * panels.rows * strips < 64 ? 1 : c.threads;
   const std::vector<Span> spans = spans_of(c.tiles, source);
-  const int64_t lists = c.steps * static_cast<int64_t>(spans.size());
+  const int64_t steps = c.steps + static_cast<int64_t>(common.size()), lists = steps * static_cast<int64_t>(spans.size());
   if (panels.number == 1 && strips >= 2 * threads) {  // they decode it together and share its strips
     const std::unique_ptr<Lists[]> shared(new Lists[lists]);
     const Panel panel = panels[0];
 #pragma omp parallel num_threads(threads)
     {
-      Worker<Kind, decay_input, soft_reset, Source> worker(c, source, scale, bias, panels, spans, shared.get());
+      Worker<Kind, decay_input, soft_reset, Source> worker(c, source, scale, bias, panels, spans, common, shared.get());
       const int64_t me = thread_index(), team = team_size();
-      worker.decode(panel, me * c.steps / team, (me + 1) * c.steps / team);
+      worker.decode(panel, me * steps / team, (me + 1) * steps / team);
 #pragma omp barrier
       for (int64_t i = me * strips / team; i < (me + 1) * strips / team; ++i) worker.strip(panel, i, i + 1);
     }
@@ -252,40 +279,60 @@ void run(const SpikeLif& c, const Source& source) {
 #pragma omp parallel num_threads(threads)
   {
     const std::unique_ptr<Lists[]> own(new Lists[lists]);
-    Worker<Kind, decay_input, soft_reset, Source> worker(c, source, scale, bias, panels, spans, own.get());
+    Worker<Kind, decay_input, soft_reset, Source> worker(c, source, scale, bias, panels, spans, common, own.get());
 #pragma omp for schedule(dynamic, 1)
     for (int64_t job = 0; job < panels.number * shares; ++job) {
       const Panel panel = panels[job / shares];
       const int64_t share = job % shares;
-      worker.decode(panel, 0, c.steps);
+      worker.decode(panel, 0, steps);
       for (int64_t i = share * strips / shares; i < (share + 1) * strips / shares; ++i) worker.strip(panel, i, i + 1);
     }
   }
 }
 
 template <typename Kind, typename Source>
-void run_neuron(const SpikeLif& c, const Source& source) {
+void run_neuron(const SpikeLif& c, const Source& source, const std::vector<Common>& common) {
   by_flags(c.params.decay_input, c.params.soft_reset, [&](auto decay_input, auto soft_reset) {
-    run<Kind, decltype(decay_input)::value, decltype(soft_reset)::value>(c, source);
+    run<Kind, decltype(decay_input)::value, decltype(soft_reset)::value>(c, source, common);
   });
 }
 
 template <typename Source>
-void run_kind(const SpikeLif& c, const Source& source) {
+void run_kind(const SpikeLif& c, const Source& source, const std::vector<Common>& common) {
   switch (c.tiles.kind) {
-    case WeightKind::f32: return run_neuron<Float32>(c, source);
-    case WeightKind::i16: return run_neuron<Int16>(c, source);
-    case WeightKind::i8: return run_neuron<Int8>(c, source);
+    case WeightKind::f32: return run_neuron<Float32>(c, source, common);
+    case WeightKind::i16: return run_neuron<Int16>(c, source, common);
+    case WeightKind::i8: return run_neuron<Int8>(c, source, common);
   }
+}
+
+int64_t taps_of(const SpikeLif& c) { return c.shape.kernel_height * c.shape.kernel_width; }
+
+// What another row of bits costs beside its lines, in lines: to begin and end its lists for every strip, and to decode it for all
+// of them. Measured with AVX2.
+double row_lines(const SpikeLif& c) {
+  constexpr int64_t kList = 24, kWord = 6, kTap = 4;
+  const int64_t lists = c.tiles.kind == WeightKind::i16 ? c.tiles.blocks() : ceil_div(c.tiles.length, kMostLines);
+  const int64_t decoded = kWord * words_per_row(c.channels) + kTap * taps_of(c);
+  return static_cast<double>(kList * lists) + static_cast<double>(decoded) / static_cast<double>(c.tiles.strips());
 }
 
 }  // namespace
 
 void spike_lif(const SpikeLif& c) {
-  if (!c.convolution) return run_kind(c, PackedRows{c.words, c.steps * c.shape.batch, c.channels});
+  const int64_t stride = c.shape.batch * c.shape.height * c.shape.width * words_per_row(c.channels);
+  const std::vector<Common> common = choose_common(c.words, c.steps, stride, taps_of(c) * words_per_row(c.channels), row_lines(c));
+  const int64_t steps = c.steps + static_cast<int64_t>(common.size());
+  const uint32_t* words = c.words;
+  if (!common.empty()) {
+    uint32_t* apart = kept<WordsSlot, uint32_t>(steps * stride);
+    take_apart(c.words, c.steps, stride, common, c.threads, apart);
+    words = apart;
+  }
+  if (!c.convolution) return run_kind(c, PackedRows{words, steps * c.shape.batch, c.channels}, common);
   Conv2d every = c.shape;
-  every.batch *= c.steps;
-  run_kind(c, Windows{every, c.words, c.channels});
+  every.batch *= steps;
+  run_kind(c, Windows{every, words, c.channels}, common);
 }
 
 }  // namespace SPIKECLIP_ISA

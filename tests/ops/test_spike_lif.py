@@ -26,6 +26,13 @@ def spikes(*shape, rate=0.2):
     return (torch.rand(shape) < rate).float().to(DEVICE)
 
 
+def in_common(steps, *shape):
+    """Spikes of neurons that fire at every second step, at the last three or at all, and a few of others."""
+    t, kind = torch.arange(steps).view(-1, *[1] * len(shape)), torch.rand(shape)
+    often = ((kind < 0.1) & (t % 2 == 0)) | ((kind > 0.8) & (t >= steps - 3)) | ((kind > 0.4) & (kind < 0.5))
+    return (often | (torch.rand(steps, *shape) < 0.02)).float().to(DEVICE)
+
+
 def normal(*shape):
     return torch.randn(shape).to(DEVICE)
 
@@ -117,11 +124,29 @@ def test_convolution_pool_and_neurons_equal_the_three(backend, kind, image, w_sh
     assert_same(got, currents)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", [2, 3, 4, 5, 7, 8])
+def test_spikes_that_steps_have_in_common(backend, kind, steps):
+    tokens, images = in_common(steps, 2, 33, 460), in_common(steps, 2, 7, 6, 70)
+    w, kernel = (prepare_weights(normal(*shape) * 0.1, kind) for shape in ((460, 150), (70, 70, 3, 3)))
+    bias, small = normal(150), normal(70)
+    kept = torch.empty(steps, 2, 33, 150, device=DEVICE)
+    fired = spike_matmul_lif(pack_spikes(tokens), w, bias, currents=kept, backend=backend)
+    want = tokens.double() @ w.dequantize().double() + bias.double()
+    torch.testing.assert_close(kept.double(), want, rtol=1e-5, atol=1e-5)
+    assert_same(fired, want)
+    y = F.conv2d(images.double().flatten(0, 1).permute(0, 3, 1, 2), kernel.dequantize().double(), small.double(), padding=1)
+    for pool in (None, (3, 2, 1)):
+        currents = (y if pool is None else F.max_pool2d(y, *pool)).permute(0, 2, 3, 1).unflatten(0, (steps, 2))
+        assert_same(spike_conv2d_lif(pack_spikes(images), kernel, small, padding=1, pool=pool, backend=backend), currents)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_any_number_of_threads_gives_the_same_bits(threads):
-    few, many = (pack_spikes(spikes(4, rows, 96)) for rows in (37, 600))
-    w = prepare_weights(normal(96, 80))
-    images, kernel = pack_spikes(spikes(4, 1, 12, 12, 48)), prepare_weights(normal(80, 48, 3, 3) * 0.3)
+    few, many = (pack_spikes(in_common(4, rows, 480)) for rows in (37, 600))
+    w = prepare_weights(normal(480, 80) * 0.1)
+    images, kernel = pack_spikes(in_common(4, 1, 12, 12, 48)), prepare_weights(normal(80, 48, 3, 3) * 0.3)
 
     def run():
         pooled = spike_conv2d_lif(images, kernel, padding=1, pool=(3, 2, 1))
