@@ -23,14 +23,15 @@ struct Common {
   bool has(int64_t t) const { return t >= first && t < first + kTogether && (steps >> (t - first) & 1) != 0; }
 };
 
-// How often exactly the steps of each set fire together, among evenly spaced words of `steps` rows `stride` words apart.
+// How often exactly the steps of each set fire together, among words of `steps` rows `stride` words apart, evenly spaced but for
+// a drift, so that they are not the same channels' every time.
 inline std::array<int64_t, kSets> sets_of(const uint32_t* words, int64_t steps, int64_t stride, int64_t sampled) {
   std::array<int64_t, kSets> found{};
   const int64_t every = std::max<int64_t>(1, stride / sampled);
   for (int64_t i = 0; i < sampled; ++i) {
     uint32_t exactly[kSets] = {~uint32_t{0}};  // neurons that fire at the steps of a set, and at no other of those seen so far
     for (int64_t t = 0; t < steps; ++t) {
-      const uint32_t word = words[t * stride + i * every];
+      const uint32_t word = words[t * stride + i * every + i % every];
       for (int set = 0; set < 1 << t; ++set) {
         exactly[set | 1 << t] = exactly[set] & word;
         exactly[set] &= ~word;
