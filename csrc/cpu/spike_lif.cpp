@@ -1,8 +1,9 @@
 // Compiled once per instruction set. A thread walks panels of neighbouring rows through all their steps: it decodes the panel's
 // bits once, and for every strip of columns adds up all steps and lets its neurons fire, so that currents and membranes stay in
-// the caches and only bits leave them. With a pool a panel is a band of one image. Threads share the strips of a panel that is
-// alone, so that each reads a part of the weights. (Sums and neurons are two loops over a few rows: one loop over both was
-// measured to be up to a tenth slower with int8 weights, and hardly faster with float32.)
+// the caches and only bits leave them. What several steps have in common is added up once. With a pool a panel is a band of one
+// image. Threads share the strips of a panel that is alone, so that each reads a part of the weights. (Sums and neurons are two
+// loops over a few rows: one loop over both was measured to be up to a tenth slower with int8 weights, and hardly faster with
+// float32.)
 #include "spike_lif.h"
 
 #include <limits>

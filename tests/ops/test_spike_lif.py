@@ -128,17 +128,21 @@ def test_convolution_pool_and_neurons_equal_the_three(backend, kind, image, w_sh
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [2, 3, 4, 5, 7, 8])
 def test_spikes_that_steps_have_in_common(backend, kind, steps):
-    tokens, images = in_common(steps, 2, 33, 460), in_common(steps, 2, 7, 6, 70)
-    w, kernel = (prepare_weights(normal(*shape) * 0.1, kind) for shape in ((460, 150), (70, 70, 3, 3)))
-    bias, small = normal(150), normal(70)
-    kept = torch.empty(steps, 2, 33, 150, device=DEVICE)
+    tokens, images = ((1, 9, 100), (1, 4, 3, 33)) if INTERPRETED else ((2, 33, 460), (2, 7, 6, 70))
+    columns, channels = (40, 33) if INTERPRETED else (150, 70)
+    tokens, images = in_common(steps, *tokens), in_common(steps, *images)
+    w, kernel = (
+        prepare_weights(normal(*shape) * 0.1, kind) for shape in ((tokens.shape[-1], columns), (channels, channels, 3, 3))
+    )
+    bias, small = normal(columns), normal(channels)
+    kept = torch.empty(*tokens.shape[:-1], columns, device=DEVICE)
     fired = spike_matmul_lif(pack_spikes(tokens), w, bias, currents=kept, backend=backend)
     want = tokens.double() @ w.dequantize().double() + bias.double()
     torch.testing.assert_close(kept.double(), want, rtol=1e-5, atol=1e-5)
     assert_same(fired, want)
     y = F.conv2d(images.double().flatten(0, 1).permute(0, 3, 1, 2), kernel.dequantize().double(), small.double(), padding=1)
     for pool in (None, (3, 2, 1)):
-        currents = (y if pool is None else F.max_pool2d(y, *pool)).permute(0, 2, 3, 1).unflatten(0, (steps, 2))
+        currents = (y if pool is None else F.max_pool2d(y, *pool)).permute(0, 2, 3, 1).unflatten(0, images.shape[:2])
         assert_same(spike_conv2d_lif(pack_spikes(images), kernel, small, padding=1, pool=pool, backend=backend), currents)
 
 
