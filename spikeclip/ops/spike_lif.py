@@ -37,9 +37,9 @@ def spike_matmul_lif(
 
     On a CPU the neurons are the epilogue of the event-driven product: currents and membranes stay in the caches and one bit a
     spike is written; what up to four neighbouring steps have in common is added once. On a GPU with Triton they are its
-    epilogue in registers. Elsewhere, where ``auto`` multiplies densely on a CPU
-    (:func:`spike_matmul`), and for a max-pool on a GPU, it is the ops one after the other. Currents and membranes are float32;
-    the spikes are those of :func:`spikeclip.ops.lif`.
+    epilogue in registers. Elsewhere, where ``auto`` multiplies densely on a CPU (:func:`spike_matmul`), and for a max-pool on a
+    GPU, it is the ops one after the other. Currents and membranes are float32; the spikes are those of
+    :func:`spikeclip.ops.lif`.
 
     Args:
         s: packed spikes ``[T, ..., K]``.
