@@ -8,8 +8,8 @@
 
 #include <algorithm>
 
+#include "dense_rows.h"
 #include "events.h"
-#include "lines.h"
 #include "threads.h"
 
 namespace spikeclip {
@@ -17,23 +17,8 @@ namespace SPIKECLIP_ISA {
 namespace {
 
 constexpr int kIn = 6, kOut = 4, kPlaces = kIn * kIn;
-constexpr int kLanes = kVector / 4;
-constexpr int kStrip = 2 * kLanes;  // channels of dx at once
-#if defined(__AVX512F__)
-constexpr int kRows = 14;  // of a product held in registers
-#else
-constexpr int kRows = 6;
-#endif
 constexpr int64_t kPanel = 56 / kRows * kRows;  // tiles
 constexpr float kA = 0.75f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;
-
-inline FloatVector all(float x) { return FloatVector{} + x; }
-
-inline FloatVector load(const float* from) {
-  FloatVector v;
-  memcpy(&v, from, sizeof v);
-  return v;
-}
 
 // Six values of dy to what is multiplied.
 inline void transform_in(const FloatVector* d, FloatVector* out) {
@@ -94,27 +79,6 @@ void transform_all_weights(const WinogradGradient& c, float* to) {
     }
 }
 
-// kRows rows of `depth` values times [depth, kStrip], the first `vectors` vectors of a strip alone.
-template <int vectors>
-void multiply_rows(const float* rows, int64_t stride, const float* strip, int64_t depth, float* out) {
-  FloatVector sums[kRows][vectors] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    FloatVector line[vectors];
-#pragma GCC unroll 2
-    for (int p = 0; p < vectors; ++p) line[p] = load(strip + k * kStrip + p * kLanes);
-#pragma GCC unroll 14
-    for (int r = 0; r < kRows; ++r) {
-      const FloatVector value = all(rows[r * stride + k]);
-#pragma GCC unroll 2
-      for (int p = 0; p < vectors; ++p) sums[r][p] = fused(value, line[p], sums[r][p]);
-    }
-  }
-#pragma GCC unroll 14
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-    for (int p = 0; p < vectors; ++p) memcpy(out + r * kStrip + p * kLanes, &sums[r][p], sizeof(FloatVector));
-}
-
 struct Tile {
   int64_t image, y, x;  // of dx
 };
@@ -145,16 +109,18 @@ struct Worker {
     for (int64_t i = 0; i < padded; ++i) i < count ? take(tile(first + i), i) : clear(i);
     for (int64_t channel = 0; channel < c.channels; channel += kStrip) {
       const float* strips = weights + channel / kStrip * kPlaces * c.columns * kStrip;
-      for (int place = 0; place < kPlaces; ++place)
+      for (int place = 0; place < kPlaces; ++place) {
+        const float *strip = strips + place * c.columns * kStrip, *next = strip + c.columns * kStrip;
         for (int64_t i = 0; i < padded; i += kRows) {
           const float* from = patches + (place * kPanel + i) * stride;
+          const float* soon = next + i / kRows * (c.columns / kSteps) * (kLine / 4);
           float* to = products + (place * kPanel + i) * kStrip;
-          const float* strip = strips + place * c.columns * kStrip;
           if (c.channels - channel > kLanes)
-            multiply_rows<2>(from, stride, strip, c.columns, to);
+            multiply_rows<2>(from, stride, strip, c.columns, to, soon);
           else
-            multiply_rows<1>(from, stride, strip, c.columns, to);
+            multiply_rows<1>(from, stride, strip, c.columns, to, soon);
         }
+      }
       for (int64_t i = 0; i < count; ++i) give(tile(first + i), i, channel);
     }
   }
