@@ -32,6 +32,7 @@ struct Isa {
   void (*lif_backward)(const LifBackward&);
   void (*bn_stats)(const BnStats&);
   void (*bn_lif_backward)(const BnLifBackward&);
+  void (*bn_dx)(const BnDx&);
   void (*max_pool)(const MaxPool&);
   void (*max_pool_grad)(const MaxPoolGrad&);
   bool (*pack)(const Pack&);
@@ -49,12 +50,12 @@ struct Isa {
   void (*spike_attention_lif)(const SpikeAttentionLif&);
 };
 
-#define SPIKECLIP_ROW(isa, supported)                                                                              \
-  {                                                                                                                \
-    #isa, supported, isa::lif_forward, isa::lif_backward, isa::bn_stats, isa::bn_lif_backward, isa::max_pool,       \
-        isa::max_pool_grad, isa::pack, isa::unpack, isa::count, isa::tile_weights, isa::spike_matmul,              \
-        isa::spike_matmul_grad, isa::spike_conv2d, isa::spike_conv2d_grad, isa::winograd_gradient, isa::spike_lif,  \
-        isa::spike_attention, isa::spike_attention_grad, isa::spike_attention_lif                                  \
+#define SPIKECLIP_ROW(isa, supported)                                                                                      \
+  {                                                                                                                        \
+    #isa, supported, isa::lif_forward, isa::lif_backward, isa::bn_stats, isa::bn_lif_backward, isa::bn_dx, isa::max_pool,  \
+        isa::max_pool_grad, isa::pack, isa::unpack, isa::count, isa::tile_weights, isa::spike_matmul,                      \
+        isa::spike_matmul_grad, isa::spike_conv2d, isa::spike_conv2d_grad, isa::winograd_gradient, isa::spike_lif,         \
+        isa::spike_attention, isa::spike_attention_grad, isa::spike_attention_lif                                          \
   }
 
 // Widest last.
@@ -152,6 +153,11 @@ void bn_lif_bwd(uintptr_t ds, int ds_dtype, uintptr_t x, int x_dtype, uintptr_t 
                            at<float>(mean), at<float>(factors), at<void>(dx), at<float>(sums), steps, rows, channels,
                            LifParams{tau, v_threshold, v_reset, alpha, decay_input, soft_reset, detach_reset},
                            Surrogate(surrogate), threads});
+}
+
+void bn_dx(uintptr_t dz, uintptr_t x, int dtype, uintptr_t factors, int64_t rows, int64_t channels, int threads) {
+  check_sizes(rows, channels, threads);
+  current.bn_dx({at<void>(dz), at<void>(x), Dtype(dtype), at<float>(factors), rows, channels, threads});
 }
 
 void lif_bwd(uintptr_t ds, int ds_dtype, uintptr_t dv_last, uintptr_t x, int x_dtype, uintptr_t v0, uintptr_t dx,
@@ -341,6 +347,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("bn_stats", &bn_stats, no_gil);
   m.def("bn_lif_fwd", now(&bn_lif_fwd, &Isa::lif_forward), no_gil);
   m.def("bn_lif_bwd", &bn_lif_bwd, no_gil);
+  m.def("bn_dx", &bn_dx, no_gil);
   m.def("tau_partials", &tau_partials);
   m.def("max_pool", &max_pool, no_gil);
   m.def("max_pool_grad", &max_pool_grad, no_gil);

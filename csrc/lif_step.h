@@ -76,13 +76,10 @@ SPIKECLIP_HD float exp_nonpositive(float x) {
   const float biased = multiply_add(x, 1.44269504f, shifter);
   const float n = biased - shifter;
   const float r = multiply_add(n, 2.12194440e-4f, multiply_add(n, -0.693359375f, x));
-  float p = 1.9875691500e-4f;
-  p = multiply_add(p, r, 1.3981999507e-3f);
-  p = multiply_add(p, r, 8.3334519073e-3f);
-  p = multiply_add(p, r, 4.1665795894e-2f);
-  p = multiply_add(p, r, 1.6666665459e-1f);
-  p = multiply_add(p, r, 5.0000001201e-1f);
-  p = multiply_add(p * r, r, r) + 1.0f;
+  const float r2 = r * r;  // by pairs of terms, which do not wait for each other
+  const float high = multiply_add(1.9875691500e-4f, r, 1.3981999507e-3f), middle = multiply_add(8.3334519073e-3f, r, 4.1665795894e-2f);
+  const float low = multiply_add(1.6666665459e-1f, r, 5.0000001201e-1f);
+  const float p = multiply_add(multiply_add(multiply_add(high, r2, middle), r2, low), r2, r) + 1.0f;
   int32_t bits;
   memcpy(&bits, &biased, 4);
   bits = (bits - 0x4B400000 + 127) << 23;
@@ -92,22 +89,38 @@ SPIKECLIP_HD float exp_nonpositive(float x) {
 #endif
 }
 
-// d(spike)/d(u) at u = h - v_threshold.
+constexpr bool has_exponential(Surrogate kind) {
+  return kind == Surrogate::sigmoid || kind == Surrogate::piecewise_exp || kind == Surrogate::erf;
+}
+
+// d(spike)/d(u) at u = h - v_threshold, in two parts: the exponential of surrogates that have one (else u), then what is made of
+// it.
 template <Surrogate kind>
-SPIKECLIP_HD float surrogate_grad(float u, float alpha) {
-  const float a = fabsf(u);
+SPIKECLIP_HD float surrogate_exponential(float u, float alpha) {
+  if constexpr (kind == Surrogate::sigmoid || kind == Surrogate::piecewise_exp) {
+    return exp_nonpositive(-alpha * fabsf(u));
+  } else if constexpr (kind == Surrogate::erf) {
+    const float z = alpha * u;
+    return exp_nonpositive(-z * z);
+  } else {
+    return u;
+  }
+}
+
+template <Surrogate kind>
+SPIKECLIP_HD float surrogate_slope(float e, float alpha) {
+  const float a = fabsf(e);
   if constexpr (kind == Surrogate::sigmoid) {
-    const float e = exp_nonpositive(-alpha * a);
     const float d = 1.0f + e;
     return alpha * e / (d * d);
   } else if constexpr (kind == Surrogate::atan) {
-    const float z = 1.57079632679f * alpha * u;
+    const float z = 1.57079632679f * alpha * e;
     return 0.5f * alpha / (1.0f + z * z);
   } else if constexpr (kind == Surrogate::piecewise_quadratic) {
     const float g = alpha - alpha * alpha * a;
     return g > 0.0f ? g : 0.0f;
   } else if constexpr (kind == Surrogate::piecewise_exp) {
-    return 0.5f * alpha * exp_nonpositive(-alpha * a);
+    return 0.5f * alpha * e;
   } else if constexpr (kind == Surrogate::soft_sign) {
     const float d = 1.0f + alpha * a;
     return 0.5f * alpha / (d * d);
@@ -115,12 +128,16 @@ SPIKECLIP_HD float surrogate_grad(float u, float alpha) {
     const float d = 1.0f + a;
     return alpha / (d * d);
   } else if constexpr (kind == Surrogate::erf) {
-    const float z = alpha * u;
-    return alpha * 0.56418958354f * exp_nonpositive(-z * z);
+    return alpha * 0.56418958354f * e;
   } else {
     const float g = 1.0f - alpha * a;
     return g > 0.0f ? g : 0.0f;
   }
+}
+
+template <Surrogate kind>
+SPIKECLIP_HD float surrogate_grad(float u, float alpha) {
+  return surrogate_slope<kind>(surrogate_exponential<kind>(u, alpha), alpha);
 }
 
 SPIKECLIP_HD float lif_charge(float v, float x, const LifParams& p) {
@@ -135,14 +152,14 @@ SPIKECLIP_HD float lif_reset(float h, const LifParams& p) {
   return p.soft_reset ? soft : hard;
 }
 
-// From ds (gradient of the spike) and dv (gradient of the membrane after reset) to dh (gradient of the membrane before it).
-template <Surrogate kind>
-SPIKECLIP_HD float lif_step_grad(float h, float ds, float dv, const LifParams& p) {
+// From ds (gradient of the spike), dv (gradient of the membrane after reset) and the surrogate's slope at h to dh (gradient of
+// the membrane before reset).
+SPIKECLIP_HD float lif_step_grad(float slope, float h, float ds, float dv, const LifParams& p) {
   const bool s = h >= p.v_threshold;
   const float dv_ds = p.soft_reset ? -p.v_threshold : p.v_reset - h;
   const float dv_dh = (s && !p.soft_reset) ? 0.0f : 1.0f;
   const float through_reset = p.detach_reset ? 0.0f : dv * dv_ds;
-  return (ds + through_reset) * surrogate_grad<kind>(h - p.v_threshold, p.alpha) + dv * dv_dh;
+  return (ds + through_reset) * slope + dv * dv_dh;
 }
 
 // d(h)/d(tau); `v` is the membrane before the charge.

@@ -58,8 +58,8 @@ void backward(const BnLifBackward& c) {
   const int64_t n = c.rows * c.channels, period = period_of(c.channels);
   const int64_t most = backward_block(c.steps), block = period > most ? most : most / period * period;
   const int64_t parts = std::min(kParts, c.rows);
-  const bool summed = c.sums != nullptr, learns = c.factors != nullptr;
-  const bool stream = learns && may_stream(c.dx, c.x_dtype, c.steps * c.rows, c.channels);
+  const bool summed = c.sums != nullptr, writes = c.dx != nullptr, learns = c.factors != nullptr;
+  const bool stream = writes && may_stream(c.dx, c.x_dtype, c.steps * c.rows, c.channels);
   std::vector<double> sums(summed ? static_cast<size_t>(parts * 2 * c.channels) : 0);
   const std::vector<float> all_scale = repeated(c.scale, c.channels), all_shift = repeated(c.shift, c.channels);
   const std::vector<float> all_mean = repeated(c.mean, c.channels);
@@ -90,7 +90,7 @@ void backward(const BnLifBackward& c) {
           const int64_t at = t * n + first;
           const float* all_ds = load_row(c.ds, c.ds_dtype, at, width, ds_buffer);
           const float* all_x = load_row(c.x, c.x_dtype, at, width, x_buffer);
-          float* all_dx = learns ? row_to_write(c.dx, c.x_dtype, at, dx_buffer) : nullptr;
+          float* all_dx = writes ? row_to_write(c.dx, c.x_dtype, at, dx_buffer) : nullptr;
           each_chunk(period, from, width, [&](int64_t i, int64_t place, int64_t count) {
             prefetch_row(c.x, c.x_dtype, at + width + i, std::min(count, ahead - i));
             prefetch_row(c.ds, c.ds_dtype, at + width + i, std::min(count, ahead - i));
@@ -104,19 +104,23 @@ void backward(const BnLifBackward& c) {
               plain[j] += dz;
               centred[j] += dz * (x[j] - mean[j]);
             };
-            if (!learns) return step(sum);
-            const float *a = &all_factors[0][place], *b = &all_factors[1][place], *constant = &all_factors[2][place];
-            const auto learn = [=](int64_t j, float dz) { dx[j] = a[j] * dz + (b[j] * x[j] + constant[j]); };
-            if (summed)
+            const auto both = [&](auto write) {
+              if (!summed) return step(write);
               step([=](int64_t j, float dz) {
                 sum(j, dz);
-                learn(j, dz);
+                write(j, dz);
               });
-            else
-              step(learn);
+            };
+            if (!writes) return step(sum);
+            if (learns) {
+              const float *a = &all_factors[0][place], *b = &all_factors[1][place], *constant = &all_factors[2][place];
+              both([=](int64_t j, float dz) { dx[j] = a[j] * dz + (b[j] * x[j] + constant[j]); });
+            } else {
+              both([=](int64_t j, float dz) { dx[j] = dz; });
+            }
             if (stream) stream_lines(all_dx + i, lines, count);
           });
-          if (learns) store_row(c.dx, c.x_dtype, at, width, all_dx);
+          if (writes) store_row(c.dx, c.x_dtype, at, width, all_dx);
         }
         if (summed) mine.added(width * c.steps);
       }
@@ -188,6 +192,29 @@ void bn_lif_backward(const BnLifBackward& c) {
       backward<decltype(kind)::value, decltype(soft_reset)::value, decltype(detach_reset)::value>(c);
     });
   });
+}
+
+void bn_dx(const BnDx& c) {
+  const int64_t n = c.rows * c.channels, period = period_of(c.channels), block = std::max<int64_t>(period, kMaxBlock / period * period);
+  std::vector<float> all_factors[3];
+  for (int i = 0; i < 3; ++i) all_factors[i] = repeated(c.factors + i * c.channels, c.channels);
+#pragma omp parallel num_threads(team(c.threads, n))
+  {
+    std::vector<float> dz_buffer(static_cast<size_t>(block)), x_buffer(static_cast<size_t>(block));
+#pragma omp for schedule(static)
+    for (int64_t first = 0; first < n; first += block) {
+      const int64_t width = std::min(block, n - first);
+      float* all_dz = const_cast<float*>(load_row(c.dz, c.dtype, first, width, dz_buffer.data()));
+      const float* all_x = load_row(c.x, c.dtype, first, width, x_buffer.data());
+      each_chunk(period, 0, width, [&](int64_t i, int64_t place, int64_t count) {
+        const float *a = &all_factors[0][place], *b = &all_factors[1][place], *constant = &all_factors[2][place], *x = all_x + i;
+        float* dz = all_dz + i;
+#pragma omp simd
+        for (int64_t j = 0; j < count; ++j) dz[j] = a[j] * dz[j] + (b[j] * x[j] + constant[j]);
+      });
+      store_row(c.dz, c.dtype, first, width, all_dz);
+    }
+  }
 }
 
 }  // namespace SPIKECLIP_ISA

@@ -25,8 +25,8 @@ struct BnLifBackward {
   const float* scale;
   const float* shift;
   const float* mean;
-  const float* factors;  // [3, channels] a, b, c of dx = a dz + b x + c, where dz is the current's gradient; null: no dx
-  void* dx;
+  const float* factors;  // [3, channels] a, b, c of dx = a dz + b x + c, where dz is the current's gradient; null: dz itself
+  void* dx;              // null: not wanted
   float* sums;  // [2, channels], the sums of dz and of dz (x - mean); null: not wanted
   int64_t steps, rows, channels;
   LifParams params;
@@ -34,8 +34,19 @@ struct BnLifBackward {
   int threads;
 };
 
+// dz becomes dx.
+struct BnDx {
+  void* dz;
+  const void* x;
+  Dtype dtype;           // of both
+  const float* factors;  // [3, channels]
+  int64_t rows, channels;
+  int threads;
+};
+
 SPIKECLIP_FOR_EVERY_ISA(
     void bn_stats(const BnStats& call);
-    void bn_lif_backward(const BnLifBackward& call);)
+    void bn_lif_backward(const BnLifBackward& call);
+    void bn_dx(const BnDx& call);)
 
 }  // namespace spikeclip

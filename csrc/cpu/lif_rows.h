@@ -99,7 +99,8 @@ Recompute recompute_for(const LifParams& p) {
   return p.soft_reset ? recompute_step<false, true, scaled> : recompute_step<false, false, scaled>;
 }
 
-// `use(i, dx)` takes the gradient of neuron i's current.
+// `use(i, dx)` takes the gradient of neuron i's current; at most kChunk neurons. Exponentials have a loop of their own: with all
+// the rest an iteration is a chain of operations so long that few of them are under way at once.
 template <Surrogate kind, bool soft_reset, bool detach_reset, typename Use>
 void backward_step(const float* h, const float* ds, float* dv, int64_t width, const LifParams& params, Use use) {
   LifParams p = params;
@@ -107,9 +108,15 @@ void backward_step(const float* h, const float* ds, float* dv, int64_t width, co
   p.detach_reset = detach_reset;
   const float to_x = p.decay_input ? 1.0f / p.tau : 1.0f;
   const float to_v = 1.0f - 1.0f / p.tau;
+  constexpr bool apart = has_exponential(kind);
+  alignas(64) float exponentials[kChunk];
+  if (apart)
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) exponentials[i] = surrogate_exponential<kind>(h[i] - p.v_threshold, p.alpha);
 #pragma omp simd
   for (int64_t i = 0; i < width; ++i) {
-    const float dh = lif_step_grad<kind>(h[i], ds[i], dv[i], p);
+    const float e = apart ? exponentials[i] : h[i] - p.v_threshold;
+    const float dh = lif_step_grad(surrogate_slope<kind>(e, p.alpha), h[i], ds[i], dv[i], p);
     use(i, dh * to_x);
     dv[i] = dh * to_v;
   }

@@ -54,15 +54,25 @@ class NativeCpu(Native):
         self, ds, x, scale, shift, mean, factors, sums, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha
     ):
         steps, channels = x.shape[0], x.shape[-1]
-        dx = torch.empty_like(x) if factors is not None else x.new_empty(0)
+        writes = factors is not None or self.keeps_dz(x)
+        dx = torch.empty_like(x) if writes else x.new_empty(0)
         total = x.new_empty((2, channels) if sums else 0, dtype=torch.float32)
         self._ext.bn_lif_bwd(
             ds.data_ptr(), DTYPE[ds.dtype], x.data_ptr(), DTYPE[x.dtype], scale.data_ptr(), shift.data_ptr(), mean.data_ptr(),
-            pointer(factors), dx.data_ptr() if factors is not None else 0, total.data_ptr() if sums else 0, steps,
+            pointer(factors), dx.data_ptr() if writes else 0, total.data_ptr() if sums else 0, steps,
             x.numel() // steps // channels, channels, tau, v_threshold, 0.0 if v_reset is None else v_reset, decay_input,
             v_reset is None, detach_reset, SURROGATES[surrogate].index, alpha, self._context(x),
         )  # fmt: skip
         return dx, total
+
+    def keeps_dz(self, x) -> bool:
+        """As Triton's: the backward pass of x returns dz where it gets no factors; float16 has not its range."""
+        return x.dtype != torch.float16
+
+    def bn_dx(self, dz, x, factors):
+        channels = x.shape[-1]
+        rows = x.numel() // channels
+        self._ext.bn_dx(dz.data_ptr(), x.data_ptr(), DTYPE[x.dtype], factors.data_ptr(), rows, channels, self._context(x))
 
     def max_pool(self, x, scale, window):
         shape = _pool_shape(x, window)
