@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/bn_lif.h"
+#include "cpu/dense_product.h"
 #include "cpu/lif.h"
 #include "cpu/max_pool.h"
 #include "cpu/pack.h"
@@ -43,6 +44,7 @@ struct Isa {
   void (*spike_matmul_grad)(const SpikeMatmulGrad&);
   void (*spike_conv2d)(const SpikeConv2d&);
   void (*spike_conv2d_grad)(const SpikeConv2dGrad&);
+  void (*dense_product)(const DenseProduct&);
   void (*winograd_gradient)(const WinogradGradient&);
   void (*spike_lif)(const SpikeLif&);
   void (*spike_attention)(const SpikeAttention&);
@@ -54,8 +56,8 @@ struct Isa {
   {                                                                                                                        \
     #isa, supported, isa::lif_forward, isa::lif_backward, isa::bn_stats, isa::bn_lif_backward, isa::bn_dx, isa::max_pool,  \
         isa::max_pool_grad, isa::pack, isa::unpack, isa::count, isa::tile_weights, isa::spike_matmul,                      \
-        isa::spike_matmul_grad, isa::spike_conv2d, isa::spike_conv2d_grad, isa::winograd_gradient, isa::spike_lif,         \
-        isa::spike_attention, isa::spike_attention_grad, isa::spike_attention_lif                                          \
+        isa::spike_matmul_grad, isa::spike_conv2d, isa::spike_conv2d_grad, isa::dense_product, isa::winograd_gradient,     \
+        isa::spike_lif, isa::spike_attention, isa::spike_attention_grad, isa::spike_attention_lif                          \
   }
 
 // Widest last.
@@ -254,6 +256,14 @@ void spike_conv2d_grad(uintptr_t words, const Conv2dShape& shape, int64_t channe
       {conv2d(shape), at<uint32_t>(words), channels, columns, at<void>(dy), Dtype(dy_dtype), at<float>(dw), threads});
 }
 
+void dense_product(uintptr_t x, int x_dtype, int64_t rows, int64_t depth, uintptr_t w, int64_t columns, uintptr_t out,
+                   int out_dtype, int threads) {
+  check_sizes(rows, depth * columns, threads);
+  prefer_huge_pages(at<void>(out), bytes(rows * columns, out_dtype));
+  current.dense_product(
+      {rows, depth, columns, at<void>(x), Dtype(x_dtype), at<float>(w), at<void>(out), Dtype(out_dtype), threads});
+}
+
 // Of a 3x3 convolution of stride 1
 void winograd_gradient(uintptr_t dy, const Conv2dShape& shape, int64_t channels, int64_t columns, uintptr_t w, uintptr_t dx,
                        int threads) {
@@ -360,6 +370,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("spike_matmul_grad", &spike_matmul_grad, no_gil);
   m.def("spike_conv2d", &spike_conv2d, no_gil);
   m.def("spike_conv2d_grad", &spike_conv2d_grad, no_gil);
+  m.def("dense_product", &dense_product, no_gil);
   m.def("winograd_gradient", &winograd_gradient, no_gil);
   m.def("spike_lif", now(&spike_lif, &Isa::spike_lif), no_gil);
   m.def("spike_attention", &spike_attention, no_gil);

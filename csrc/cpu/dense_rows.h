@@ -34,48 +34,58 @@ inline FloatVector all(float x) {
 #endif
 }
 
+// kRows rows, one after the other.
+struct PlainRows {
+  const float* first;
+  int64_t stride;
+  float at(int row, int64_t k) const { return first[row * stride + k]; }
+};
+
+// kRows rows, [depth, kRows].
+struct InterleavedRows {
+  const float* first;
+  float at(int row, int64_t k) const { return first[k * kRows + row]; }
+};
+
 template <int vectors>
 struct RowSums {
   FloatVector sums[kRows][vectors];
 
-  template <int steps>
-  void add(const float* rows, int64_t stride, const float* strip) {
+  template <typename F>
+  static void each(F f) {
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+      for (int p = 0; p < vectors; ++p) f(r, p);
+  }
+
+  template <int steps, typename Rows>
+  void add(const Rows& rows, const float* strip, int64_t from) {
 #pragma GCC unroll 4
-    for (int k = 0; k < steps; ++k) {
+    for (int step = 0; step < steps; ++step) {
+      const int64_t k = from + step;
       FloatVector line[vectors];
 #pragma GCC unroll 2
       for (int p = 0; p < vectors; ++p) line[p] = load(strip + k * kStrip + p * kLanes);
-#pragma GCC unroll 14
-      for (int r = 0; r < kRows; ++r) {
-        const FloatVector value = all(rows[r * stride + k]);
-#pragma GCC unroll 2
-        for (int p = 0; p < vectors; ++p) sums[r][p] = fused(value, line[p], sums[r][p]);
-      }
+      each([&](int r, int p) { sums[r][p] = fused(all(rows.at(r, k)), line[p], sums[r][p]); });
     }
   }
 };
 
-// To `out`, [kRows, kStrip], or on top of it: kRows rows of `depth` values times a strip, [depth, kStrip], of which the first
-// `vectors` vectors count. A line of what lies at `soon` is fetched every kSteps values of depth: a strip to come, which lies in
-// the third-level cache.
-template <int vectors, bool on_top = false>
-void multiply_rows(const float* rows, int64_t stride, const float* strip, int64_t depth, float* out, const float* soon) {
+// To `out`, [kRows, kStrip], or added to it: rows of `depth` values times a strip, [depth, kStrip], of which the first `vectors`
+// vectors count. A line of what lies at `soon` is fetched every kSteps values of depth: a strip to come, which lies in the
+// third-level cache.
+template <int vectors, bool added, typename Rows>
+void multiply_rows(const Rows& rows, const float* strip, int64_t depth, float* out, const float* soon) {
   RowSums<vectors> all_rows = {};
-  if (on_top)
-#pragma GCC unroll 14
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-      for (int p = 0; p < vectors; ++p) all_rows.sums[r][p] = load(out + r * kStrip + p * kLanes);
   int64_t k = 0;
   for (; k + kSteps <= depth; k += kSteps, soon += kLine / 4) {
     __builtin_prefetch(soon, 0, 2);
-    all_rows.template add<kSteps>(rows + k, stride, strip + k * kStrip);
+    all_rows.template add<kSteps>(rows, strip, k);
   }
-  for (; k < depth; ++k) all_rows.template add<1>(rows + k, stride, strip + k * kStrip);
-#pragma GCC unroll 14
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-    for (int p = 0; p < vectors; ++p) memcpy(out + r * kStrip + p * kLanes, &all_rows.sums[r][p], sizeof(FloatVector));
+  for (; k < depth; ++k) all_rows.template add<1>(rows, strip, k);
+  if (added) all_rows.each([&](int r, int p) { all_rows.sums[r][p] += load(out + r * kStrip + p * kLanes); });
+  all_rows.each([&](int r, int p) { memcpy(out + r * kStrip + p * kLanes, &all_rows.sums[r][p], sizeof(FloatVector)); });
 }
 
 }  // namespace SPIKECLIP_ISA

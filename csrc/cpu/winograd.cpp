@@ -112,13 +112,13 @@ struct Worker {
       for (int place = 0; place < kPlaces; ++place) {
         const float *strip = strips + place * c.columns * kStrip, *next = strip + c.columns * kStrip;
         for (int64_t i = 0; i < padded; i += kRows) {
-          const float* from = patches + (place * kPanel + i) * stride;
+          const PlainRows from{patches + (place * kPanel + i) * stride, stride};
           const float* soon = next + i / kRows * (c.columns / kSteps) * (kLine / 4);
           float* to = products + (place * kPanel + i) * kStrip;
           if (c.channels - channel > kLanes)
-            multiply_rows<2>(from, stride, strip, c.columns, to, soon);
+            multiply_rows<2, false>(from, strip, c.columns, to, soon);
           else
-            multiply_rows<1>(from, stride, strip, c.columns, to, soon);
+            multiply_rows<1, false>(from, strip, c.columns, to, soon);
         }
       }
       for (int64_t i = 0; i < count; ++i) give(tile(first + i), i, channel);

@@ -31,6 +31,14 @@ def dense_product(x: Tensor, w: Tensor, bias: Tensor | None = None, dtype: torch
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], w.shape[1]).to(dtype)
 
 
+def fused_product_pays(x: Tensor, columns: int, isa: str) -> bool:
+    """Whether the C++ extension's product of x with ``columns`` columns is faster than :func:`dense_product`.
+
+    Measured with AVX2: 1.15 to 1.3 times as fast where oneDNN's needs copies of x and y in float32, otherwise hardly faster.
+    """
+    return isa == "avx2" and product_dtype(x) != x.dtype and x.numel() * columns >= _LARGE
+
+
 def conv2d_input_gradient(
     shape: tuple[int, int, int, int], w: Tensor, dy: Tensor, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:

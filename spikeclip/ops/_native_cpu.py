@@ -177,6 +177,24 @@ class NativeCpu(Native):
             )
         return dw.permute(3, 2, 0, 1).contiguous()
 
+    def dense_product(self, x, w, dtype):
+        """As ``dense_product`` in ``_dense``: multiplied in float32, without copies of x and of the answer in it."""
+        x, w = x.contiguous(), w.to(torch.float32).contiguous()
+        rows, (depth, columns) = x.shape[:-1].numel(), w.shape
+        fused = dtype if dtype in DTYPE else torch.float32
+        y = x.new_empty((*x.shape[:-1], columns), dtype=fused)
+        if y.numel() and not depth:
+            return y.zero_().to(dtype)
+        if y.numel():
+            self._ext.dense_product(
+                x.data_ptr(), DTYPE[x.dtype], rows, depth, w.data_ptr(), columns, y.data_ptr(), DTYPE[fused], self._context(x)
+            )
+        return y.to(dtype)
+
+    def isa(self) -> str:
+        """The instruction set that the kernels run on."""
+        return self._ext.isa()
+
     def conv3x3_gradient(self, w, dy, size, padding):
         """As ``conv2d_input_gradient`` in ``_dense``, in float32, for 3x3 windows of stride 1 and a padding of at most 2."""
         w = w.to(torch.float32).contiguous(memory_format=torch.channels_last)

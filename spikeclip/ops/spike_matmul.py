@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import _backends
 from ._autograd import below_autocast, below_autograd, no_second_derivative, with_autograd
-from ._dense import dense_product
+from ._dense import dense_product, fused_product_pays
 from ._density import dense_dtype, event_driven, large_on_gpu, product_dtype
 from ._dtypes import FLOATS, compute_dtype
 from .packed import PackedSpikes, check_spikes, pack, word_count
@@ -21,7 +21,7 @@ for _name in _NAMES:
         f"{_name}(Tensor s, SymInt length, Tensor w, Tensor? scale, Tensor? tiles, Tensor? bias, bool keep, "
         "ScalarType? dtype, str backend) -> (Tensor, Tensor)"
     )
-_library.define("spike_matmul_ds(Tensor dy, Tensor w, ScalarType dtype) -> Tensor")
+_library.define("spike_matmul_ds(Tensor dy, Tensor w, ScalarType dtype, str backend) -> Tensor")
 _library.define("spike_matmul_dw(Tensor words, SymInt length, Tensor dy, str backend) -> Tensor")
 
 
@@ -61,7 +61,8 @@ def spike_matmul(
     _backends.check_name(backend)
     y = _spike_matmul(source, length, values, scale, tiles, bias, False, None, backend)[0]
     if isinstance(s, PackedSpikes) and s.requires_grad and torch.is_grad_enabled():
-        return _ToEdge.apply(y, s.edge, w.dequantize() if isinstance(w, SpikeWeights) else w.detach())
+        weights = w.dequantize() if isinstance(w, SpikeWeights) else w.detach()
+        return _ToEdge.apply(y, s.edge, weights, backend)
     return y
 
 
@@ -163,13 +164,19 @@ def _dw(words, length, dy, backend):
     return functions.spike_matmul_dw(words, length, dy)
 
 
-def _ds(dy, w, dtype):
+def _ds(dy, w, dtype, backend):
+    if _backends.chosen(backend, dy.device.type, dy.dtype) == "cpu":
+        functions = _backends.functions(backend, dy.device.type, dy.dtype)
+        if fused_product_pays(dy, w.shape[0], functions.isa()):
+            return functions.dense_product(dy, w.t(), dtype)
     return dense_product(dy, w.t(), dtype=dtype)
 
 
-def _gradient_of_spikes(dy: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
+def _gradient_of_spikes(dy: Tensor, w: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
     """``dy w^T``; an op where it is not made in the dtype of ``dy``: a compiler would leave out that it is then rounded."""
-    return (_ds if product_dtype(dy) == dy.dtype else _spike_matmul_ds)(dy, w, dtype)
+    if product_dtype(dy) == dy.dtype:
+        return dense_product(dy, w.t(), dtype=dtype)
+    return _spike_matmul_ds(dy, w, dtype, backend)
 
 
 def _fwd_fake(s, length, w, scale, tiles, bias, keep, dtype, backend):
@@ -181,6 +188,10 @@ def _dw_fake(words, length, dy, backend):
     if _backends.chosen(backend, dy.device.type, dy.dtype) == "triton":  # as the weights of a linear layer lie
         return dy.new_empty((dy.shape[-1], length), dtype=compute_dtype(dy)).t()
     return dy.new_empty((length, dy.shape[-1]), dtype=compute_dtype(dy))
+
+
+def _ds_fake(dy, w, dtype, backend):
+    return dy.new_empty((*dy.shape[:-1], w.shape[0]), dtype=dtype)
 
 
 class _SpikeMatmul(torch.autograd.Function):
@@ -202,7 +213,7 @@ class _SpikeMatmul(torch.autograd.Function):
         words, w = ctx.saved_tensors
         length, s_dtype, w_dtype, bias_dtype, backend = ctx.options
         wants_s, _, wants_w, _, _, wants_bias = ctx.needs_input_grad[:6]
-        ds = _gradient_of_spikes(dy, w, s_dtype) if wants_s else None
+        ds = _gradient_of_spikes(dy, w, s_dtype, backend) if wants_s else None
         dw = _spike_matmul_dw(words, length, dy, backend).to(w_dtype) if wants_w else None
         dbias = dy.sum_to_size(dy.shape[-1:]).to(bias_dtype) if wants_bias else None
         return ds, None, dw, None, None, dbias, None, None, None
@@ -212,15 +223,15 @@ class _ToEdge(torch.autograd.Function):
     """A product as it is, whose backward pass sends packed spikes their gradient."""
 
     @staticmethod
-    def forward(ctx, y, edge, w):
+    def forward(ctx, y, edge, w, backend):
         ctx.save_for_backward(w)
-        ctx.dtype = edge.dtype
+        ctx.options = (edge.dtype, backend)
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx, dy):
         (w,) = ctx.saved_tensors
-        return dy, _gradient_of_spikes(dy, w, ctx.dtype), None
+        return dy, _gradient_of_spikes(dy, w, *ctx.options), None, None
 
 
 def _autocast(device_type: str, op):
@@ -252,9 +263,7 @@ for _name, _op in (
     ("spike_matmul_again", _spike_matmul_again),
 ):
     _library.impl(_name, with_autograd(no_second_derivative("spike_matmul", _op), _op), "Autograd")
-torch.library.register_fake(
-    "spikeclip::spike_matmul_ds", lambda dy, w, dtype: dy.new_empty((*dy.shape[:-1], w.shape[0]), dtype=dtype), lib=_library
-)
+torch.library.register_fake("spikeclip::spike_matmul_ds", _ds_fake, lib=_library)
 for _name in _NAMES:
     torch.library.register_fake(f"spikeclip::{_name}", _fwd_fake, lib=_library)
 torch.library.register_fake("spikeclip::spike_matmul_dw", _dw_fake, lib=_library)
