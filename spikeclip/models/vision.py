@@ -10,9 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import BNLIF, LIF, DirectEncoding, LinearNorm, SpikeConv2d, SpikingSelfAttention
+from ..ops._density import product_dtype
 from .config import LIFConfig, VisionConfig
 from .inference import ImageInference, check_images
 from .readout import StepReadout
+
+
+def _by_dense_layer(layer: nn.Conv2d | nn.Linear | StepReadout, x: Tensor) -> Tensor:
+    """``layer(x)`` for what is no spikes; under autocast in 16 bits that this CPU does not multiply, rounded to them after."""
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if product_dtype(x, dtype) == dtype or layer.weight.dtype != torch.float32:
+        return layer(x)
+    with torch.autocast(kind, enabled=False):
+        return layer(x.float()).to(dtype)
 
 
 class SpikingTokenizer(nn.Module):
@@ -40,7 +51,7 @@ class SpikingTokenizer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
-        x = self.encode(self.first_pool(self.norms[0](self.convs[0](images))))
+        x = self.encode(self.first_pool(self.norms[0](_by_dense_layer(self.convs[0], images))))
         spikes = self.first_lif(x.movedim(2, -1))
         again = self.grad_checkpointing and torch.is_grad_enabled()
         for conv, norm in zip(self.convs[1:-1], self.norms[1:-1], strict=True):
@@ -91,7 +102,7 @@ class SpikingImageEncoder(nn.Module):
         x = self.tokenizer((images - self.mean) / self.std)
         for block in self.blocks:
             x = block(x)
-        return self.project(self.readout(x.mean(dim=2)))
+        return _by_dense_layer(self.project, _by_dense_layer(self.readout, x.mean(dim=2)))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether training makes the currents of spiking layers again in its backward pass in place of keeping them.

@@ -3,12 +3,14 @@ import copy
 import pytest
 import torch
 from kept import counted
+from multiplied import Multiplied
 
 from spikeclip import SpikeCLIP, ops
 from spikeclip.energy import profile
 from spikeclip.models import SpikeCLIPConfig, load_config
 from spikeclip.models.readout import StepReadout
 from spikeclip.nn import BNLIF, LIF, FiringRates, SpikeConv2d, SpikeLinear
+from spikeclip.ops import _density
 from spikeclip.training.compositions import render
 
 
@@ -256,3 +258,19 @@ def test_unknown_config_lists_the_known():
     known = "spikeclip-4-384, spikeclip-8-512, spikeclip-demo"
     with pytest.raises(ValueError, match=rf"config must be one of {known}, or a JSON file; got 'vit'"):
         load_config("vit")
+
+
+@pytest.mark.parametrize("slow", [True, False], ids=["slow", "native"])
+def test_autocast_multiplies_no_sixteen_bits_that_this_cpu_does_not(monkeypatch, slow):
+    monkeypatch.setattr(_density, "SLOW_ON_CPU", frozenset({torch.bfloat16} if slow else ()))
+    tower, images, grads = SpikeCLIP.from_pretrained("spikeclip-demo").visual.train(), render(4, seed=1).images, []
+    for enabled in (True, False):
+        tower.zero_grad()
+        with Multiplied() as seen:
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                features = tower(images)
+            features.float().square().sum().backward()
+        assert features.dtype == (torch.bfloat16 if enabled else torch.float32)
+        assert seen.dtypes == {torch.float32} if slow or not enabled else torch.bfloat16 in seen.dtypes
+        grads.append((features.detach().float(), tower.project.weight.grad, tower.tokenizer.convs[0].weight.grad))
+    assert all(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.9 for a, b in zip(*grads, strict=True))

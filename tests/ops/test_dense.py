@@ -3,8 +3,8 @@
 import pytest
 import torch
 from compare import assert_error_bounded
+from multiplied import Multiplied
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from spikeclip.ops import _density, pack_spikes
 from spikeclip.ops._dense import dense_product
@@ -13,21 +13,6 @@ from spikeclip.ops.spike_conv2d import _dw as conv_dw
 from spikeclip.ops.spike_conv2d import _fwd as conv_fwd
 from spikeclip.ops.spike_matmul import _dw as matmul_dw
 from spikeclip.ops.spike_matmul import _fwd as matmul_fwd
-
-PRODUCTS = {"mm", "addmm", "bmm", "linear", "convolution", "convolution_backward", "mkldnn_convolution"}
-
-
-class Multiplied(TorchDispatchMode):
-    """The dtypes that torch's products were given, in those of the ops' parts that are called directly."""
-
-    def __init__(self):
-        super().__init__()
-        self.dtypes: set[torch.dtype] = set()
-
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        if op._schema.name.rpartition("::")[2] in PRODUCTS:
-            self.dtypes |= {a.dtype for a in args if isinstance(a, torch.Tensor)}
-        return op(*args, **(kwargs or {}))
 
 
 def dense_spikes(*shape, dtype=torch.float32):
