@@ -265,13 +265,13 @@ void dense_product(uintptr_t x, int x_dtype, int64_t rows, int64_t depth, uintpt
 }
 
 // Of a 3x3 convolution of stride 1
-void winograd_gradient(uintptr_t dy, const Conv2dShape& shape, int64_t channels, int64_t columns, uintptr_t w, uintptr_t dx,
-                       int threads) {
+void winograd_gradient(uintptr_t dy, int dtype, const Conv2dShape& shape, int64_t channels, int64_t columns, uintptr_t w,
+                       uintptr_t dx, int threads) {
   const Conv2d s = conv2d(shape);
   check_sizes(s.batch * s.height * s.width, channels * columns, threads);
-  prefer_huge_pages(at<void>(dx), s.batch * s.height * s.width * channels * 4);
+  prefer_huge_pages(at<void>(dx), bytes(s.batch * s.height * s.width * channels, dtype));
   current.winograd_gradient({s.batch, s.height, s.width, channels, s.out_height, s.out_width, columns, s.pad_height, s.pad_width,
-                             at<float>(dy), at<float>(w), at<float>(dx), threads});
+                             at<void>(dy), at<float>(w), at<void>(dx), Dtype(dtype), threads});
 }
 
 // `pool`: size, stride, padding, height and width of what it leaves

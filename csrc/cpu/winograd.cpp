@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "convert.h"
 #include "dense_rows.h"
 #include "events.h"
 #include "threads.h"
@@ -97,7 +98,7 @@ struct Worker {
 
   Worker(const WinogradGradient& c, const float* weights, float* scratch)
       : c(c), weights(weights), across(ceil_div(c.width, kOut)), down(ceil_div(c.height, kOut)), stride(row_stride(c.columns)),
-        stream(kLanes == 16 && may_stream(c.dx, Dtype::f32, c.batch * c.height * c.width, c.channels)),
+        stream(kStrip * sizeof(float) % kLine == 0 && may_stream(c.dx, c.dtype, c.batch * c.height * c.width, c.channels)),
         patches(scratch), products(patches + kPlaces * kPanel * stride), rows(products + kPlaces * kPanel * kStrip) {
     std::fill_n(rows + kPlaces * stride, stride, 0.0f);
   }
@@ -132,8 +133,9 @@ struct Worker {
   // Pixel (y, x) of dy, to be read in whole vectors.
   const float* pixel(int64_t image, int64_t y, int64_t x, float* buffer) const {
     if (y < 0 || y >= c.out_height || x < 0 || x >= c.out_width) return rows + kPlaces * stride;
-    const float* here = c.dy + ((image * c.out_height + y) * c.out_width + x) * c.columns;
-    if (c.columns % kLanes == 0) return here;
+    const int64_t at = ((image * c.out_height + y) * c.out_width + x) * c.columns;
+    const float* here = load_row(c.dy, c.dtype, at, c.columns, buffer);
+    if (here == buffer || c.columns % kLanes == 0) return here;
     std::copy(here, here + c.columns, buffer);
     return buffer;
   }
@@ -161,29 +163,32 @@ struct Worker {
 
   // Row i of the 36 products, transformed back, becomes a tile's pixels.
   void give(Tile tile, int64_t i, int64_t channel) const {
-    const int64_t wide = std::min<int64_t>(kOut, c.width - tile.x), high = std::min<int64_t>(kOut, c.height - tile.y);
-    for (int64_t first = channel; first < std::min(channel + kStrip, c.channels); first += kLanes) {
-      const float* from = products + i * kStrip + (first - channel);
+    const int64_t width = std::min<int64_t>(kStrip, c.channels - channel);
+    alignas(kLine) float pixels[kOut][kOut][kStrip];
+    for (int64_t first = 0; first < width; first += kLanes) {
+      const float* from = products + i * kStrip + first;
       FloatVector half[kOut][kIn], column[kIn], out[kOut];
       for (int x = 0; x < kIn; ++x) {
         for (int y = 0; y < kIn; ++y) column[y] = load(from + (y * kIn + x) * kPanel * kStrip);
         transform_out(column, out);
         for (int y = 0; y < kOut; ++y) half[y][x] = out[y];
       }
-      const int64_t count = std::min<int64_t>(kLanes, c.channels - first);
-      for (int64_t y = 0; y < high; ++y) {
+      for (int y = 0; y < kOut; ++y) {
         transform_out(half[y], out);
-        for (int64_t x = 0; x < wide; ++x) {
-          float* to = c.dx + ((tile.image * c.height + tile.y + y) * c.width + tile.x + x) * c.channels + first;
-          if (stream)
-            stream_line(to, &out[x]);
-          else if (count == kLanes)
-            memcpy(to, &out[x], sizeof(FloatVector));
-          else
-            memcpy(to, &out[x], static_cast<size_t>(count) * 4);
-        }
+        for (int x = 0; x < kOut; ++x) memcpy(pixels[y][x] + first, &out[x], sizeof(FloatVector));
       }
     }
+    const int64_t wide = std::min<int64_t>(kOut, c.width - tile.x), high = std::min<int64_t>(kOut, c.height - tile.y);
+    for (int64_t y = 0; y < high; ++y)
+      for (int64_t x = 0; x < wide; ++x) {
+        const int64_t at = ((tile.image * c.height + tile.y + y) * c.width + tile.x + x) * c.channels + channel;
+        if (stream)
+          stream_lines(static_cast<float*>(c.dx) + at, pixels[y][x], width);
+        else if (c.dtype == Dtype::f32)
+          memcpy(static_cast<float*>(c.dx) + at, pixels[y][x], static_cast<size_t>(width) * 4);
+        else
+          store_row(c.dx, c.dtype, at, width, pixels[y][x]);
+      }
   }
 };
 

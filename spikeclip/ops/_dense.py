@@ -69,7 +69,7 @@ def winograd_pays(w: Tensor, dy: Tensor, size: tuple[int, int], stride: tuple[in
     Measured on AMD CPUs with AVX-512: it is as fast at 32 channels, 128 tiles of 4x4 pixels and three quarters of these
     inside the image, and twice as fast from 64 channels and 500 tiles on.
     """
-    if dy.dtype != torch.float32 or tuple(w.shape[2:]) != (3, 3) or tuple(stride) != (1, 1) or max(padding) > 2:
+    if product_dtype(dy) != torch.float32 or tuple(w.shape[2:]) != (3, 3) or tuple(stride) != (1, 1) or max(padding) > 2:
         return False
     tiles = dy.shape[0] * -(-size[0] // 4) * -(-size[1] // 4)
     return min(w.shape[:2]) >= 32 and tiles >= 128 and dy.shape[0] * size[0] * size[1] >= 12 * tiles

@@ -196,13 +196,15 @@ class NativeCpu(Native):
         return self._ext.isa()
 
     def conv3x3_gradient(self, w, dy, size, padding):
-        """As ``conv2d_input_gradient`` in ``_dense``, in float32, for 3x3 windows of stride 1 and a padding of at most 2."""
+        """As ``conv2d_input_gradient`` in ``_dense``, for 3x3 windows of stride 1, padding at most 2; made in float32."""
         w = w.to(torch.float32).contiguous(memory_format=torch.channels_last)
         dy = dy.contiguous(memory_format=torch.channels_last)
         columns, channels = w.shape[:2]
         dx = dy.new_empty((dy.shape[0], *size, channels))
         shape = _conv2d_shape(dx, (3, 3), (1, 1), padding)
-        self._ext.winograd_gradient(dy.data_ptr(), shape, channels, columns, w.data_ptr(), dx.data_ptr(), self._context(dy))
+        self._ext.winograd_gradient(
+            dy.data_ptr(), DTYPE[dy.dtype], shape, channels, columns, w.data_ptr(), dx.data_ptr(), self._context(dy)
+        )
         return dx.permute(0, 3, 1, 2)
 
     def spike_lif(self, words, channels, w, bias, window, pool, add, currents, tau, v_threshold, v_reset, decay_input, out):

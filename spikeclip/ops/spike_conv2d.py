@@ -139,10 +139,10 @@ def _dw(words, channels, dy, kernel, stride, padding, backend):
 
 def _ds(w, dy, size, stride, padding, backend):
     name, dtype = _backends.chosen(backend, dy.device.type, dy.dtype), dy.dtype
-    dy = dy.to(product_dtype(dy))
     if name == "cpu" and winograd_pays(w, dy, size, stride, padding):
         functions = _backends.functions(backend, dy.device.type, dy.dtype)
-        return functions.conv3x3_gradient(w, dy, tuple(size), tuple(padding)).to(dtype)
+        return functions.conv3x3_gradient(w, dy, tuple(size), tuple(padding))
+    dy = dy.to(product_dtype(dy))
     if name == "triton":
         w = _backends.functions(backend, dy.device.type, dy.dtype).channels_last(w, dy.dtype)
     return conv2d_input_gradient((dy.shape[0], w.shape[1], *size), w, dy, stride, padding).to(dtype)

@@ -44,6 +44,18 @@ def test_equals_the_oracle(isa, case):
     assert (got - want).square().mean().sqrt() < 3e-6 * want.square().mean().sqrt()
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sixteen_bits_are_rounded_once(isa, case, dtype):
+    *_, height, width, padding = case
+    w, dy = tensors(*case)
+    dy = dy.to(dtype)
+    got = _backends.functions("cpu", "cpu", torch.float32).conv3x3_gradient(w, dy, (height, width), padding)
+    want = of_torch(w.double(), dy.double(), (height, width), padding)
+    assert got.dtype == dtype and got.is_contiguous(memory_format=torch.channels_last)
+    assert_error_bounded(got, want.to(dtype), want, factor=1.1, floor=1e-5)
+
+
 @pytest.mark.parametrize("case", CASES[4:7], ids=str)
 def test_does_not_depend_on_the_number_of_threads(case):
     *_, height, width, padding = case
