@@ -28,9 +28,15 @@ BATCH, WARMUP, STEPS = 32, 4, 10
 KINDS = {
     "products of spikes, forward": ("spike_matmul", "spike_conv2d"),
     "their weights' gradient": ("spike_matmul_dw", "spike_conv2d_dw"),
-    "their spikes' gradient, dense, and the first convolution": ("convolution", "convolution_backward", "mm", "addmm"),
+    "their spikes' gradient, dense, and the first convolution": (
+        "spike_matmul_ds",
+        "convolution",
+        "convolution_backward",
+        "mm",
+        "addmm",
+    ),  # fmt: skip
     "the spikes' gradient of convolutions, by Winograd where that pays": ("spike_conv2d_ds",),
-    "BatchNorm and LIF as one": ("bn_affine", "bn_stats", "bn_lif_fwd", "bn_lif_bwd", "bn_factors"),
+    "BatchNorm and LIF as one": ("bn_affine", "bn_stats", "bn_lif_fwd", "bn_lif_bwd", "bn_dx", "bn_factors"),
     "max-pool": ("max_pool", "max_pool_bwd", "max_pool2d_with_indices", "max_pool2d_with_indices_backward"),
     "LIF alone": ("lif_fwd", "lif_bwd"),
     "BatchNorm alone": ("native_batch_norm", "native_batch_norm_backward"),

@@ -195,7 +195,8 @@ void bn_lif_backward(const BnLifBackward& c) {
 }
 
 void bn_dx(const BnDx& c) {
-  const int64_t n = c.rows * c.channels, period = period_of(c.channels), block = std::max<int64_t>(period, kMaxBlock / period * period);
+  const int64_t n = c.rows * c.channels, period = period_of(c.channels);
+  const int64_t block = std::max<int64_t>(period, kMaxBlock / period * period);
   std::vector<float> all_factors[3];
   for (int i = 0; i < 3; ++i) all_factors[i] = repeated(c.factors + i * c.channels, c.channels);
 #pragma omp parallel num_threads(team(c.threads, n))
@@ -204,7 +205,8 @@ void bn_dx(const BnDx& c) {
 #pragma omp for schedule(static)
     for (int64_t first = 0; first < n; first += block) {
       const int64_t width = std::min(block, n - first);
-      float* all_dz = const_cast<float*>(load_row(c.dz, c.dtype, first, width, dz_buffer.data()));
+      float* all_dz = row_to_write(c.dz, c.dtype, first, dz_buffer.data());
+      load_row(c.dz, c.dtype, first, width, dz_buffer.data());
       const float* all_x = load_row(c.x, c.dtype, first, width, x_buffer.data());
       each_chunk(period, 0, width, [&](int64_t i, int64_t place, int64_t count) {
         const float *a = &all_factors[0][place], *b = &all_factors[1][place], *constant = &all_factors[2][place], *x = all_x + i;

@@ -27,7 +27,7 @@ struct BnLifBackward {
   const float* mean;
   const float* factors;  // [3, channels] a, b, c of dx = a dz + b x + c, where dz is the current's gradient; null: dz itself
   void* dx;              // null: not wanted
-  float* sums;  // [2, channels], the sums of dz and of dz (x - mean); null: not wanted
+  float* sums;           // [2, channels], the sums of dz and of dz (x - mean); null: not wanted
   int64_t steps, rows, channels;
   LifParams params;
   Surrogate surrogate;

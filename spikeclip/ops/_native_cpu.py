@@ -23,8 +23,8 @@ def _one_type(x: Tensor) -> Tensor:
 class NativeCpu(Native):
     """Every op over ``spikeclip._cpu``; signatures as in ``spikeclip.ops.reference``, with optional ready ``tiles``.
 
-    ``spike_lif`` is this backend's and Triton's, ``spike_attention_lif`` and ``conv3x3_gradient`` are this one's alone:
-    elsewhere they are composed of other ops.
+    ``spike_lif`` is this backend's and Triton's, ``spike_attention_lif``, ``dense_product`` and ``conv3x3_gradient`` are this
+    one's alone: elsewhere they are composed of other ops, or PyTorch's.
     """
 
     def recording(self) -> Recording:
