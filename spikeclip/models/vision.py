@@ -18,12 +18,12 @@ from .readout import StepReadout
 
 def _by_dense_layer(layer: nn.Conv2d | nn.Linear | StepReadout, x: Tensor) -> Tensor:
     """``layer(x)`` for what is no spikes; under autocast in 16 bits that this CPU does not multiply, rounded to them after."""
-    kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    if product_dtype(x, dtype) == dtype or layer.weight.dtype != torch.float32:
-        return layer(x)
-    with torch.autocast(kind, enabled=False):
-        return layer(x.float()).to(dtype)
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and layer.weight.dtype == torch.float32:
+        dtype = torch.get_autocast_dtype("cpu")
+        if product_dtype(x, dtype) != dtype:
+            with torch.autocast("cpu", enabled=False):
+                return layer(x.float()).to(dtype)
+    return layer(x)
 
 
 class SpikingTokenizer(nn.Module):
