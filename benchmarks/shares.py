@@ -34,7 +34,7 @@ KINDS = {
         "convolution_backward",
         "mm",
         "addmm",
-    ),  # fmt: skip
+    ),
     "the spikes' gradient of convolutions, by Winograd where that pays": ("spike_conv2d_ds",),
     "BatchNorm and LIF as one": ("bn_affine", "bn_stats", "bn_lif_fwd", "bn_lif_bwd", "bn_dx", "bn_factors"),
     "max-pool": ("max_pool", "max_pool_bwd", "max_pool2d_with_indices", "max_pool2d_with_indices_backward"),

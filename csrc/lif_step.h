@@ -77,7 +77,8 @@ SPIKECLIP_HD float exp_nonpositive(float x) {
   const float n = biased - shifter;
   const float r = multiply_add(n, 2.12194440e-4f, multiply_add(n, -0.693359375f, x));
   const float r2 = r * r;  // by pairs of terms, which do not wait for each other
-  const float high = multiply_add(1.9875691500e-4f, r, 1.3981999507e-3f), middle = multiply_add(8.3334519073e-3f, r, 4.1665795894e-2f);
+  const float high = multiply_add(1.9875691500e-4f, r, 1.3981999507e-3f);
+  const float middle = multiply_add(8.3334519073e-3f, r, 4.1665795894e-2f);
   const float low = multiply_add(1.6666665459e-1f, r, 5.0000001201e-1f);
   const float p = multiply_add(multiply_add(multiply_add(high, r2, middle), r2, low), r2, r) + 1.0f;
   int32_t bits;
@@ -97,13 +98,13 @@ constexpr bool has_exponential(Surrogate kind) {
 // it.
 template <Surrogate kind>
 SPIKECLIP_HD float surrogate_exponential(float u, float alpha) {
-  if constexpr (kind == Surrogate::sigmoid || kind == Surrogate::piecewise_exp) {
-    return exp_nonpositive(-alpha * fabsf(u));
+  if constexpr (!has_exponential(kind)) {
+    return u;
   } else if constexpr (kind == Surrogate::erf) {
     const float z = alpha * u;
     return exp_nonpositive(-z * z);
   } else {
-    return u;
+    return exp_nonpositive(-alpha * fabsf(u));
   }
 }
 

@@ -34,15 +34,14 @@ void lay_weights(const DenseProduct& c, float* to) {
 struct Panels {
   const DenseProduct& c;
   const float* weights;  // laid out
-  bool stream;
+  StripWriter out;
   float *sums, *rows, *buffer;  // [panel, kStrip], [panel / kRows, depth, kRows], [kRows, depth]
 
   static int64_t scratch(int64_t panel, int64_t depth) { return panel * (depth + kStrip) + kRows * depth; }
 
   Panels(const DenseProduct& c, const float* weights, int64_t panel, float* scratch)
-      : c(c), weights(weights),
-        stream(kStrip * sizeof(float) % kLine == 0 && may_stream(c.out, c.out_dtype, c.rows, c.columns)), sums(scratch),
-        rows(sums + panel * kStrip), buffer(rows + panel * c.depth) {}
+      : c(c), weights(weights), out(c.out, c.out_dtype, c.rows, c.columns), sums(scratch), rows(sums + panel * kStrip),
+        buffer(rows + panel * c.depth) {}
 
   void run(int64_t first, int64_t count) const {
     for (int64_t i = 0; i < count; i += kRows) take(first + i, std::min<int64_t>(kRows, count - i), rows + i * c.depth);
@@ -52,14 +51,15 @@ struct Panels {
         const float *strip = weights + column * c.depth + k * kStrip, *next = strip + depth * kStrip;
         for (int64_t i = 0; i < count; i += kRows) {
           const InterleavedRows from{rows + i * c.depth + k * kRows};
-          const float* soon = next + i / kRows * (depth / kSteps) * (kLine / 4);
+          const float* soon = share_of(next, i, depth);
           if (k == 0)
             multiply_rows<2, false>(from, strip, depth, sums + i * kStrip, soon);
           else
             multiply_rows<2, true>(from, strip, depth, sums + i * kStrip, soon);
         }
       }
-      give(first, count, column);
+      const int64_t width = std::min<int64_t>(kStrip, c.columns - column);
+      for (int64_t i = 0; i < count; ++i) out.write((first + i) * c.columns + column, width, sums + i * kStrip);
     }
   }
 
@@ -73,20 +73,6 @@ struct Panels {
     }
     for (int64_t k = 0; k < c.depth; ++k)
       for (int r = 0; r < kRows; ++r) to[k * kRows + r] = from[r][k];
-  }
-
-  void give(int64_t first, int64_t count, int64_t column) const {
-    const int64_t width = std::min<int64_t>(kStrip, c.columns - column);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t at = (first + i) * c.columns + column;
-      const float* from = sums + i * kStrip;
-      if (stream)
-        stream_lines(static_cast<float*>(c.out) + at, from, width);
-      else if (c.out_dtype == Dtype::f32)
-        std::copy_n(from, width, static_cast<float*>(c.out) + at);
-      else
-        store_row(c.out, c.out_dtype, at, width, from);
-    }
   }
 };
 

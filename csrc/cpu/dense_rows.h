@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "convert.h"
 #include "lines.h"
 
 namespace spikeclip {
@@ -72,9 +73,9 @@ struct RowSums {
   }
 };
 
-// To `out`, [kRows, kStrip], or added to it: rows of `depth` values times a strip, [depth, kStrip], of which the first `vectors`
-// vectors count. A line of what lies at `soon` is fetched every kSteps values of depth: a strip to come, which lies in the
-// third-level cache.
+// To `out`, [kRows, kStrip], or added to it: rows of `depth` values times a strip, [depth, kStrip], of which the first
+// `vectors` vectors count. A line of what lies at `soon` is fetched every kSteps values of depth: a strip to come, which lies in
+// the third-level cache.
 template <int vectors, bool added, typename Rows>
 void multiply_rows(const Rows& rows, const float* strip, int64_t depth, float* out, const float* soon) {
   RowSums<vectors> all_rows = {};
@@ -87,6 +88,31 @@ void multiply_rows(const Rows& rows, const float* strip, int64_t depth, float* o
   if (added) all_rows.each([&](int r, int p) { all_rows.sums[r][p] += load(out + r * kStrip + p * kLanes); });
   all_rows.each([&](int r, int p) { memcpy(out + r * kStrip + p * kLanes, &all_rows.sums[r][p], sizeof(FloatVector)); });
 }
+
+// The part of a strip to come, `next`, that the panel's rows from row i on fetch.
+inline const float* share_of(const float* next, int64_t i, int64_t depth) {
+  return next + i / kRows * (depth / kSteps) * (kLine / 4);
+}
+
+// Rows of any dtype, `columns` wide, that are written a strip at a time; large ones past the caches.
+struct StripWriter {
+  void* data;
+  Dtype dtype;
+  bool stream;
+
+  StripWriter(void* data, Dtype dtype, int64_t rows, int64_t columns)
+      : data(data), dtype(dtype), stream(kStrip * sizeof(float) % kLine == 0 && may_stream(data, dtype, rows, columns)) {}
+
+  // `width` values of a row, of which the first is element `at`; `from` is aligned to lines.
+  void write(int64_t at, int64_t width, const float* from) const {
+    if (stream)
+      stream_lines(static_cast<float*>(data) + at, from, width);
+    else if (dtype == Dtype::f32)
+      memcpy(static_cast<float*>(data) + at, from, static_cast<size_t>(width) * sizeof(float));
+    else
+      store_row(data, dtype, at, width, from);
+  }
+};
 
 }  // namespace SPIKECLIP_ISA
 }  // namespace spikeclip

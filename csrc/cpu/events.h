@@ -160,7 +160,7 @@ struct Output {
     const int64_t here = row * columns + column, width = std::min<int64_t>(Kind::kColumns, columns - column);
     if (dtype == Dtype::f32)
       memcpy(static_cast<float*>(data) + here, values, static_cast<size_t>(width) * 4);
-    else if (width == Kind::kColumns)
+    else if (width == Kind::kColumns)  // a loop of known length
       store_row(data, dtype, here, Kind::kColumns, values);
     else
       store_row(data, dtype, here, width, values);

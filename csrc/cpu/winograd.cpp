@@ -88,7 +88,7 @@ struct Worker {
   const WinogradGradient& c;
   const float* weights;  // transformed
   int64_t across, down, stride;
-  bool stream;  // lines of dx go past the caches
+  StripWriter dx;
   float *patches, *products, *rows;  // [36, kPanel, stride], [36, kPanel, kStrip], [37, stride], the last of zeros
 
   static int64_t row_stride(int64_t columns) { return ceil_div(columns, 16) * 16 + 16; }  // never a power of two of lines
@@ -98,8 +98,7 @@ struct Worker {
 
   Worker(const WinogradGradient& c, const float* weights, float* scratch)
       : c(c), weights(weights), across(ceil_div(c.width, kOut)), down(ceil_div(c.height, kOut)), stride(row_stride(c.columns)),
-        stream(kStrip * sizeof(float) % kLine == 0 && may_stream(c.dx, c.dtype, c.batch * c.height * c.width, c.channels)),
-        patches(scratch), products(patches + kPlaces * kPanel * stride), rows(products + kPlaces * kPanel * kStrip) {
+        dx(c.dx, c.dtype, c.batch * c.height * c.width, c.channels), patches(scratch), products(patches + kPlaces * kPanel * stride), rows(products + kPlaces * kPanel * kStrip) {
     std::fill_n(rows + kPlaces * stride, stride, 0.0f);
   }
 
@@ -114,7 +113,7 @@ struct Worker {
         const float *strip = strips + place * c.columns * kStrip, *next = strip + c.columns * kStrip;
         for (int64_t i = 0; i < padded; i += kRows) {
           const PlainRows from{patches + (place * kPanel + i) * stride, stride};
-          const float* soon = next + i / kRows * (c.columns / kSteps) * (kLine / 4);
+          const float* soon = share_of(next, i, c.columns);
           float* to = products + (place * kPanel + i) * kStrip;
           if (c.channels - channel > kLanes)
             multiply_rows<2, false>(from, strip, c.columns, to, soon);
@@ -182,12 +181,7 @@ struct Worker {
     for (int64_t y = 0; y < high; ++y)
       for (int64_t x = 0; x < wide; ++x) {
         const int64_t at = ((tile.image * c.height + tile.y + y) * c.width + tile.x + x) * c.channels + channel;
-        if (stream)
-          stream_lines(static_cast<float*>(c.dx) + at, pixels[y][x], width);
-        else if (c.dtype == Dtype::f32)
-          memcpy(static_cast<float*>(c.dx) + at, pixels[y][x], static_cast<size_t>(width) * 4);
-        else
-          store_row(c.dx, c.dtype, at, width, pixels[y][x]);
+        dx.write(at, width, pixels[y][x]);
       }
   }
 };
