@@ -167,12 +167,20 @@ struct Output {
   }
 };
 
+constexpr int64_t kFew = 4;
+
+struct Nothing {
+  void operator()() const {}
+};
+
 // Add one span's lines to the sums of `rows` rows. The first span starts the sums, the last hands row m's to `done(m, sums)`,
-// others leave them in `sums`.
-template <typename Kind, typename Done>
-void add_lines(const char* tile, Lists lists, int64_t rows, typename Kind::Wide* sums, bool first, bool last, Done done) {
+// others leave them in `sums`. `meanwhile()` is called before every kFew rows.
+template <typename Kind, typename Done, typename Meanwhile = Nothing>
+void add_lines(const char* tile, Lists lists, int64_t rows, typename Kind::Wide* sums, bool first, bool last, Done done,
+               Meanwhile meanwhile = {}) {
   by_flags(first, last, [&](auto first, auto last) {
     for (int64_t m = 0; m < rows; ++m) {
+      if (m % kFew == 0) meanwhile();
       Sums<Kind> sum = lists.template sum<Kind>(tile, m);
       auto* kept = reinterpret_cast<typename Kind::Vector*>(sums + m * Kind::kColumns);
       if constexpr (!first) sum.add(kept);

@@ -1,7 +1,7 @@
 // Compiled once per instruction set. A thread walks panels of neighbouring rows through all their steps: it decodes the panel's
 // bits once, and for every strip of columns adds up all steps and lets its neurons fire, so that currents and membranes stay in
 // the caches and only bits leave them. What several steps have in common is added up once. With a pool a panel is a band of one
-// image. Threads share the strips of a panel that is alone, so that each reads a part of the weights. (Sums and neurons are two
+// image. Where there are few panels, threads decode them together and share their strips. (Sums and neurons are two
 // loops over a few rows: one loop over both was measured to be up to a tenth slower with int8 weights, and hardly faster with
 // float32.)
 #include "spike_lif.h"
@@ -12,6 +12,7 @@
 #include "common_spikes.h"
 #include "fire.h"
 #include "product.h"
+#include "shares.h"
 #include "windows.h"
 
 namespace spikeclip {
@@ -70,17 +71,19 @@ struct Panels {
   }
 };
 
-// Brings lines into the second-level cache, a share of them a call.
+// Brings lines into the second-level cache, a few a call: a burst of them would have to wait for memory.
 struct Fetch {
-  const char* at;
-  const char* end;
-  int64_t share;
+  const char* at = nullptr;
+  const char* last = nullptr;
+  int64_t each = 0;
 
+  Fetch() = default;
   Fetch(const char* first, int64_t lines, int64_t calls)
-      : at(first), end(first + lines * kLine), share(ceil_div(lines, calls) * kLine) {}
+      : at(first), last(first + (lines - 1) * kLine), each(ceil_div(lines, std::max<int64_t>(calls, 1))) {}
 
-  void more() {
-    for (const char* stop = std::min(end, at + share); at < stop; at += kLine) __builtin_prefetch(at, 0, 2);
+  void operator()() {
+    for (int64_t i = 0; i < each; ++i) __builtin_prefetch(at + i * kLine, 0, 2);
+    at = std::min(at + each * kLine, last);
   }
 };
 
@@ -102,7 +105,6 @@ struct Worker {
   const float *scale, *bias;  // padded to whole strips
   const std::vector<Span>& spans;
   const std::vector<Common>& common;
-  Lists* lists;               // [steps + common, spans]
   int64_t number, shared;     // of spans, and of what steps have in common
   int64_t at_once, neurons;   // rows that go through all steps and spans together, and what the pool leaves of them
   Wide* sums;                 // [at_once, kColumns], where several lists make one sum
@@ -111,8 +113,8 @@ struct Worker {
   float* membranes;           // [neurons, kColumns]
 
   Worker(const SpikeLif& c, const Source& source, const Padded& scale, const Padded& bias, const Panels& panels,
-         const std::vector<Span>& spans, const std::vector<Common>& common, Lists* lists)
-      : c(c), source(source), scale(scale.data), bias(bias.data), spans(spans), common(common), lists(lists),
+         const std::vector<Span>& spans, const std::vector<Common>& common)
+      : c(c), source(source), scale(scale.data), bias(bias.data), spans(spans), common(common),
         number(static_cast<int64_t>(spans.size())), shared(static_cast<int64_t>(common.size())),
         at_once(c.pool_size != 0 || number > 1 ? panels.most_rows() : std::min(kRowsAtOnce, panels.most_rows())),
         neurons(c.pool_size != 0 ? panels.most_out_rows() : at_once),
@@ -120,37 +122,39 @@ struct Worker {
         shared_sums(kept<SharedSlot, Wide>(shared * at_once * kColumns)),
         currents(kept<CurrentsSlot, float>(at_once * kColumns)), membranes(kept<MembranesSlot, float>(neurons * kColumns)) {}
 
-  // Rows of steps and of what they have in common, `begin` to `end`; the lists lie in this thread's memory until its next call.
-  void decode(const Panel& panel, int64_t begin, int64_t end) {
-    const Tiles& tiles = c.tiles;
-    const int64_t step_rows = c.shape.batch * c.shape.out_height * c.shape.out_width;
-    std::vector<typename Source::Panel> steps;
-    int64_t events = 0;
-    for (int64_t t = begin; t < end; ++t) {
-      steps.push_back(source.panel(tiles, t * step_rows + panel.first, panel.count));
-      events += steps.back().events();
+  // Items are every panel's steps and then what these have in common. Decodes items `begin` to `end` into lists [items, spans],
+  // which lie in this thread's memory until its next call.
+  void decode(const Panels& panels, int64_t begin, int64_t end, Lists* to) {
+    const int64_t each = c.steps + shared, step_rows = c.shape.batch * c.shape.out_height * c.shape.out_width;
+    std::vector<typename Source::Panel> items;
+    int64_t events = 0, rows = 0;
+    for (int64_t item = begin; item < end; ++item) {
+      const Panel panel = panels[item / each];
+      items.push_back(source.panel(c.tiles, item % each * step_rows + panel.first, panel.count));
+      events += items.back().events();
+      rows += panel.count;
     }
-    const int64_t all = (end - begin) * number;
-    uint16_t* offsets = kept<OffsetsSlot, uint16_t>(events + 4 * panel.count * all + kSpill);
-    int32_t* starts = kept<StartsSlot, int32_t>(all * (2 * panel.count + 1));
-    for (int64_t i = 0; i < all; ++i) {
-      Lists& list = lists[begin * number + i];
-      list = {offsets, starts, starts + panel.count + 1};
-      steps[i / number].decode(tiles, spans[i % number], list);
-      offsets += int64_t{4} * list.start[panel.count];
-      starts += 2 * panel.count + 1;
-    }
+    uint16_t* offsets = kept<OffsetsSlot, uint16_t>(events + 4 * rows * number + kSpill);
+    int32_t* starts = kept<StartsSlot, int32_t>((2 * rows + end - begin) * number);
+    for (const auto& item : items)
+      for (const Span& span : spans) {
+        *to = {offsets, starts, starts + item.count + 1};
+        item.decode(c.tiles, span, *to);
+        offsets += int64_t{4} * to->start[item.count];
+        starts += 2 * item.count + 1;
+        ++to;
+      }
   }
 
   const char* tile(int64_t strip, int64_t block) const {
     return static_cast<const char*>(c.weights) + c.tiles.offset(strip, block);
   }
 
-  // `next` is the strip that this thread most likely takes next: its tiles are fetched meanwhile.
-  void strip(const Panel& panel, int64_t strip, int64_t next) {
-    const bool more = next < c.tiles.strips();
-    const int64_t calls = ceil_div(panel.count, at_once) * (c.steps + shared) * number;
-    Fetch fetch(tile(more ? next : strip, 0), more ? c.tiles.length + c.tiles.blocks() : 0, calls);
+  // `lists` are the panel's; `next` is the strip that this thread most likely takes next: its tiles are fetched meanwhile
+  // (-1: none).
+  void strip(const Panel& panel, const Lists* lists, int64_t strip, int64_t next) {
+    Fetch fetch;
+    if (next >= 0) fetch = {tile(next, 0), c.tiles.length + c.tiles.blocks(), panel.count / kFew * (c.steps + shared) * number};
     const int64_t column = strip * kColumns;
     const auto finished = [to = currents, scale = scale + column, bias = bias + column](int64_t m, const Sums<Kind>& sum) {
       finish<Kind>(sum, scale, bias, to + m * kColumns);
@@ -162,11 +166,9 @@ struct Worker {
         const bool own = t >= 0, started = own && start(t, rows);
         const Lists* list = lists + (own ? t : c.steps + shared + t) * number;
         Wide* to = own ? sums : shared_sums + (shared + t) * at_once * kColumns;
-        for (int64_t i = 0; i < number; ++i) {
-          fetch.more();
+        for (int64_t i = 0; i < number; ++i)
           add_lines<Kind>(tile(strip, spans[i].first), list[i].from(first), rows, to, i == 0 && !started, i == number - 1 && own,
-                          finished);
-        }
+                          finished, [&] { fetch(); });
         if (!own) continue;
         if (c.pool_size != 0) {
           fire_pooled(panel, t, column);
@@ -262,31 +264,28 @@ void run(const SpikeLif& c, const Source& source, const std::vector<Common>& com
   const Panels panels(c);
   const int threads = c.steps * panels.rows * strips < 64 ? 1 : c.threads;
   const std::vector<Span> spans = spans_of(c.tiles, source);
-  const int64_t steps = c.steps + static_cast<int64_t>(common.size()), lists = steps * static_cast<int64_t>(spans.size());
-  if (panels.number == 1 && strips >= 2 * threads) {  // they decode it together and share its strips
-    const std::unique_ptr<Lists[]> shared(new Lists[lists]);
-    const Panel panel = panels[0];
-#pragma omp parallel num_threads(threads)
-    {
-      Worker<Kind, decay_input, soft_reset, Source> worker(c, source, scale, bias, panels, spans, common, shared.get());
-      const int64_t me = thread_index(), team = team_size();
-      worker.decode(panel, me * steps / team, (me + 1) * steps / team);
-#pragma omp barrier
-      for (int64_t i = me * strips / team; i < (me + 1) * strips / team; ++i) worker.strip(panel, i, i + 1);
-    }
-    return;
-  }
-  const int64_t shares = std::min<int64_t>(strips, ceil_div(threads, panels.number));
+  const int64_t items = c.steps + static_cast<int64_t>(common.size()), number = static_cast<int64_t>(spans.size());
+  const bool together = panels.number <= 2 * threads;
+  const std::unique_ptr<Lists[]> all(together ? new Lists[panels.number * items * number] : nullptr);
+  Shares shares(panels.number * strips, threads);
 #pragma omp parallel num_threads(threads)
   {
-    const std::unique_ptr<Lists[]> own(new Lists[lists]);
-    Worker<Kind, decay_input, soft_reset, Source> worker(c, source, scale, bias, panels, spans, common, own.get());
+    Worker<Kind, decay_input, soft_reset, Source> worker(c, source, scale, bias, panels, spans, common);
+    if (together) {
+      const int64_t me = thread_index(), team = team_size(), begin = me * panels.number * items / team;
+      worker.decode(panels, begin, (me + 1) * panels.number * items / team, all.get() + begin * number);
+#pragma omp barrier
+      for (auto item = shares.take(me); item.index >= 0; item = shares.take(me)) {
+        const int64_t i = item.index / strips;
+        worker.strip(panels[i], all.get() + i * items * number, item.index % strips, item.next < 0 ? -1 : item.next % strips);
+      }
+    } else {
+      const std::unique_ptr<Lists[]> own(new Lists[items * number]);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t job = 0; job < panels.number * shares; ++job) {
-      const Panel panel = panels[job / shares];
-      const int64_t share = job % shares;
-      worker.decode(panel, 0, steps);
-      for (int64_t i = share * strips / shares; i < (share + 1) * strips / shares; ++i) worker.strip(panel, i, i + 1);
+      for (int64_t i = 0; i < panels.number; ++i) {
+        worker.decode(panels, i * items, (i + 1) * items, own.get());
+        for (int64_t strip = 0; strip < strips; ++strip) worker.strip(panels[i], own.get(), strip, (strip + 1) % strips);
+      }
     }
   }
 }
