@@ -233,7 +233,9 @@ struct PackedRows {
 
     // At least as many events as all lists hold together.
     int64_t events() const { return SPIKECLIP_ISA::count(first, count * stride); }
-    void decode(const Tiles& tiles, Span span, Lists& lists) const {
+    // `meanwhile()` is called once a row.
+    template <typename Meanwhile = Nothing>
+    void decode(const Tiles& tiles, Span span, Lists& lists, Meanwhile meanwhile = {}) const {
       struct Part {
         const uint8_t* bits;  // of the first row
         int64_t bytes;
@@ -244,6 +246,7 @@ struct PackedRows {
         parts.push_back({reinterpret_cast<const uint8_t*>(first) + tiles.block_start(block) / 8,
                          ceil_div(tiles.block_length(block), 8), tiles.line(span, block)});
       lists.fill(count, tiles.zeros(span), [&](int64_t r, uint16_t* list) {
+        meanwhile();
         int64_t length = 0;
         for (const Part& part : parts)
           length += decode_bits(part.bits + 4 * stride * r, part.bytes, part.line, list + length);

@@ -21,6 +21,9 @@ class Shares {
     for (int64_t i = 0; i < threads; ++i) left_[static_cast<size_t>(i)] = pack(i * items / threads, (i + 1) * items / threads);
   }
 
+  // What thread `me` takes first, if anything: to be asked before any thread takes something.
+  int64_t first(int64_t me) const { return begin(left_[static_cast<size_t>(me)]); }
+
   Item take(int64_t me) {
     auto& mine = left_[static_cast<size_t>(me)];
     for (uint64_t range = mine; begin(range) < end(range);)

@@ -123,8 +123,8 @@ struct Worker {
         currents(kept<CurrentsSlot, float>(at_once * kColumns)), membranes(kept<MembranesSlot, float>(neurons * kColumns)) {}
 
   // Items are every panel's steps and then what these have in common. Decodes items `begin` to `end` into lists [items, spans],
-  // which lie in this thread's memory until its next call.
-  void decode(const Panels& panels, int64_t begin, int64_t end, Lists* to) {
+  // which lie in this thread's memory until its next call. `first` is the strip that it takes then: its tiles are fetched.
+  void decode(const Panels& panels, int64_t begin, int64_t end, Lists* to, int64_t first) {
     const int64_t each = c.steps + shared, step_rows = c.shape.batch * c.shape.out_height * c.shape.out_width;
     std::vector<typename Source::Panel> items;
     int64_t events = 0, rows = 0;
@@ -136,10 +136,11 @@ struct Worker {
     }
     uint16_t* offsets = kept<OffsetsSlot, uint16_t>(events + 4 * rows * number + kSpill);
     int32_t* starts = kept<StartsSlot, int32_t>((2 * rows + end - begin) * number);
+    Fetch fetch(tile(first, 0), c.tiles.length + c.tiles.blocks(), rows * number);
     for (const auto& item : items)
       for (const Span& span : spans) {
         *to = {offsets, starts, starts + item.count + 1};
-        item.decode(c.tiles, span, *to);
+        item.decode(c.tiles, span, *to, [&] { fetch(); });
         offsets += int64_t{4} * to->start[item.count];
         starts += 2 * item.count + 1;
         ++to;
@@ -272,8 +273,9 @@ void run(const SpikeLif& c, const Source& source, const std::vector<Common>& com
   {
     Worker<Kind, decay_input, soft_reset, Source> worker(c, source, scale, bias, panels, spans, common);
     if (together) {
-      const int64_t me = thread_index(), team = team_size(), begin = me * panels.number * items / team;
-      worker.decode(panels, begin, (me + 1) * panels.number * items / team, all.get() + begin * number);
+      const int64_t me = thread_index(), team = team_size(), decoded = panels.number * items;
+      const int64_t begin = ceil_div(me * decoded, team), end = ceil_div((me + 1) * decoded, team);
+      worker.decode(panels, begin, end, all.get() + begin * number, shares.first(me) % strips);
 #pragma omp barrier
       for (auto item = shares.take(me); item.index >= 0; item = shares.take(me)) {
         const int64_t i = item.index / strips;
@@ -283,7 +285,7 @@ void run(const SpikeLif& c, const Source& source, const std::vector<Common>& com
       const std::unique_ptr<Lists[]> own(new Lists[items * number]);
 #pragma omp for schedule(dynamic, 1)
       for (int64_t i = 0; i < panels.number; ++i) {
-        worker.decode(panels, i * items, (i + 1) * items, own.get());
+        worker.decode(panels, i * items, (i + 1) * items, own.get(), 0);
         for (int64_t strip = 0; strip < strips; ++strip) worker.strip(panels[i], own.get(), strip, (strip + 1) % strips);
       }
     }

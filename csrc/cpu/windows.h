@@ -57,7 +57,8 @@ struct Windows {
       return taps * static_cast<int64_t>(offsets.size());
     }
 
-    void decode(const Tiles& tiles, Span span, Lists& lists) const {
+    template <typename Meanwhile = Nothing>
+    void decode(const Tiles& tiles, Span span, Lists& lists, Meanwhile meanwhile = {}) const {
       const Conv2d& s = source->shape;
       const int64_t parts = tiles.parts(), taps = s.kernel_height * s.kernel_width;
       const int64_t pixels = static_cast<int64_t>(starts.size()) / parts;
@@ -77,6 +78,7 @@ struct Windows {
       }
       int64_t x = first % s.out_width, y = first / s.out_width % s.out_height, image = first / s.out_width / s.out_height;
       lists.fill(count, tiles.zeros(span), [&](int64_t, uint16_t* list) {
+        meanwhile();
         const int64_t top = y * s.stride_height, left = x * s.stride_width;
         const int64_t origin = (image * s.height + top) * s.width + left - pixels_first;
         int64_t length = 0;
