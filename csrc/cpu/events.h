@@ -173,43 +173,43 @@ struct Nothing {
   void operator()() const {}
 };
 
-// Add one span's lines to the sums of `rows` rows. The first span starts the sums, the last hands row m's to `done(m, sums)`,
-// others leave them in `sums`. `meanwhile()` is called before every kFew rows.
+// Add one span's lines to what `rows` rows' sums are in `from` (null: zeros). They go to `to`, or, where that is null, row m's to
+// `done(m, sums)`. `meanwhile()` is called before every kFew rows.
 template <typename Kind, typename Done, typename Meanwhile = Nothing>
-void add_lines(const char* tile, Lists lists, int64_t rows, typename Kind::Wide* sums, bool first, bool last, Done done,
+void add_lines(const char* tile, Lists lists, int64_t rows, const typename Kind::Wide* from, typename Kind::Wide* to, Done done,
                Meanwhile meanwhile = {}) {
-  by_flags(first, last, [&](auto first, auto last) {
+  using Vector = typename Kind::Vector;
+  by_flags(from != nullptr, to != nullptr, [&](auto begun, auto more) {
     for (int64_t m = 0; m < rows; ++m) {
       if (m % kFew == 0) meanwhile();
       Sums<Kind> sum = lists.template sum<Kind>(tile, m);
-      auto* kept = reinterpret_cast<typename Kind::Vector*>(sums + m * Kind::kColumns);
-      if constexpr (!first) sum.add(kept);
-      if constexpr (last)
-        done(m, sum);
+      if constexpr (begun) sum.add(reinterpret_cast<const Vector*>(from + m * Kind::kColumns));
+      if constexpr (more)
+        sum.keep(reinterpret_cast<Vector*>(to + m * Kind::kColumns));
       else
-        sum.keep(kept);
+        done(m, sum);
     }
   });
 }
 
-// The same, with rows from `row` on of an output for the last span's, in columns from `column` on.
+// The same, with rows from `row` on of an output for the sums of a last span, in columns from `column` on.
 template <typename Kind>
-void add_lines(const char* tile, const Lists& lists, int64_t rows, typename Kind::Wide* sums, bool first, bool last,
+void add_lines(const char* tile, const Lists& lists, int64_t rows, const typename Kind::Wide* from, typename Kind::Wide* to,
                const Output& out, int64_t row, int64_t column) {
   const float *scale = out.scale + column, *bias = out.bias + column;
   const int64_t columns = out.columns;
-  float* to = static_cast<float*>(out.data) + row * columns + column;
+  float* values = static_cast<float*>(out.data) + row * columns + column;
   if (out.dtype != Dtype::f32 || column + Kind::kColumns > columns)
-    add_lines<Kind>(tile, lists, rows, sums, first, last, [&](int64_t m, const auto& sum) { out.write<Kind>(row + m, column, sum); });
+    add_lines<Kind>(tile, lists, rows, from, to, [&](int64_t m, const auto& sum) { out.write<Kind>(row + m, column, sum); });
   else if (out.stream)
-    add_lines<Kind>(tile, lists, rows, sums, first, last, [=](int64_t m, const auto& sum) {
-      alignas(kLine) float values[Kind::kColumns];
-      finish<Kind>(sum, scale, bias, values);
-      stream_lines(to + m * columns, values, Kind::kColumns);
+    add_lines<Kind>(tile, lists, rows, from, to, [=](int64_t m, const auto& sum) {
+      alignas(kLine) float line[Kind::kColumns];
+      finish<Kind>(sum, scale, bias, line);
+      stream_lines(values + m * columns, line, Kind::kColumns);
     });
   else
-    add_lines<Kind>(tile, lists, rows, sums, first, last,
-                    [=](int64_t m, const auto& sum) { finish<Kind>(sum, scale, bias, to + m * columns); });
+    add_lines<Kind>(tile, lists, rows, from, to,
+                    [=](int64_t m, const auto& sum) { finish<Kind>(sum, scale, bias, values + m * columns); });
 }
 
 // The share of ones among `rows` rows of `length` spikes.

@@ -59,8 +59,8 @@ void multiply_by(const Product& c, const Source& source) {
     typename Kind::Wide* mine = number > 1 ? sums.data + me * panel * Kind::kColumns : nullptr;
     for (int64_t strip = share * strips / shares; strip < (share + 1) * strips / shares; ++strip)
       for (int64_t i = 0; i < number; ++i)
-        add_lines<Kind>(static_cast<const char*>(c.weights) + tiles.offset(strip, spans[i].first), lists(i), rows, mine, i == 0,
-                        i == number - 1, out, first, strip * Kind::kColumns);
+        add_lines<Kind>(static_cast<const char*>(c.weights) + tiles.offset(strip, spans[i].first), lists(i), rows,
+                        i == 0 ? nullptr : mine, i == number - 1 ? nullptr : mine, out, first, strip * Kind::kColumns);
   }
 }
 

@@ -164,12 +164,16 @@ struct Worker {
       const int64_t rows = std::min(at_once, panel.count - first);
       std::fill(membranes, membranes + neurons * kColumns, c.params.v_reset);
       for (int64_t t = -shared; t < c.steps; ++t) {  // what steps have in common, then the steps
-        const bool own = t >= 0, started = own && start(t, rows);
+        const bool own = t >= 0;
         const Lists* list = lists + (own ? t : c.steps + shared + t) * number;
+        const Wide* from = own ? started(t, rows) : nullptr;
         Wide* to = own ? sums : shared_sums + (shared + t) * at_once * kColumns;
-        for (int64_t i = 0; i < number; ++i)
-          add_lines<Kind>(tile(strip, spans[i].first), list[i].from(first), rows, to, i == 0 && !started, i == number - 1 && own,
-                          finished, [&] { fetch(); });
+        for (int64_t i = 0; i < number; ++i) {
+          const bool last = own && i == number - 1;
+          add_lines<Kind>(tile(strip, spans[i].first), list[i].from(first), rows, from, last ? nullptr : to, finished,
+                          [&] { fetch(); });
+          from = to;
+        }
         if (!own) continue;
         if (c.pool_size != 0) {
           fire_pooled(panel, t, column);
@@ -181,20 +185,19 @@ struct Worker {
     }
   }
 
-  // The sums of what step t has in common with others, if anything, are where its own begin.
-  bool start(int64_t t, int64_t rows) const {
-    bool any = false;
+  // Where step t's own sums begin: at what it has in common with others, null if nothing.
+  const Wide* started(int64_t t, int64_t rows) const {
+    const Wide* all = nullptr;
     for (int64_t n = 0; n < shared; ++n) {
       if (!common[n].has(t)) continue;
-      const Wide* from = shared_sums + n * at_once * kColumns;
-      if (any)
+      const Wide* more = shared_sums + n * at_once * kColumns;
+      if (all != nullptr) {
 #pragma omp simd
-        for (int64_t i = 0; i < rows * kColumns; ++i) sums[i] += from[i];
-      else
-        std::copy_n(from, rows * kColumns, sums);
-      any = true;
+        for (int64_t i = 0; i < rows * kColumns; ++i) sums[i] = all[i] + more[i];
+      }
+      all = all == nullptr ? more : sums;
     }
-    return any;
+    return all;
   }
 
   void fire_pooled(const Panel& panel, int64_t t, int64_t column) {

@@ -127,8 +127,9 @@ struct RowGradient {
   }
 
   void add(const char* tile, const Lists& lists, int64_t block, int64_t strip) {
-    add_lines<Float32>(tile, lists, length, sums.data + strip * length * Float32::kColumns, block == 0, block == blocks() - 1,
-                       out, 0, strip * Float32::kColumns);
+    float* mine = sums.data + strip * length * Float32::kColumns;
+    add_lines<Float32>(tile, lists, length, block == 0 ? nullptr : mine, block == blocks() - 1 ? nullptr : mine, out, 0,
+                       strip * Float32::kColumns);
   }
 };
 
