@@ -173,8 +173,8 @@ struct Nothing {
   void operator()() const {}
 };
 
-// Add one span's lines to what `rows` rows' sums are in `from` (null: zeros). They go to `to`, or, where that is null, row m's to
-// `done(m, sums)`. `meanwhile()` is called before every kFew rows.
+// Add one span's lines to the sums of `rows` rows in `from` (null: zeros). The new ones go to `to`, or, where that is null, row
+// m's to `done(m, sums)`. `meanwhile()` is called before every kFew rows.
 template <typename Kind, typename Done, typename Meanwhile = Nothing>
 void add_lines(const char* tile, Lists lists, int64_t rows, const typename Kind::Wide* from, typename Kind::Wide* to, Done done,
                Meanwhile meanwhile = {}) {

@@ -26,16 +26,18 @@ class Shares {
 
   Item take(int64_t me) {
     auto& mine = left_[static_cast<size_t>(me)];
-    for (uint64_t range = mine; begin(range) < end(range);)
-      if (mine.compare_exchange_weak(range, pack(begin(range) + 1, end(range)))) return {begin(range), begin(range) + 1 < end(range) ? begin(range) + 1 : -1};
+    for (uint64_t range = mine; begin(range) < end(range);) {
+      const uint64_t rest = pack(begin(range) + 1, end(range));
+      if (mine.compare_exchange_weak(range, rest)) return {begin(range), begin(rest) < end(rest) ? begin(rest) : -1};
+    }
     for (;;) {
       std::atomic<uint64_t>* fullest = nullptr;
       uint64_t range = 0;
       for (auto& other : left_)
         if (const uint64_t now = other; end(now) - begin(now) > end(range) - begin(range)) fullest = &other, range = now;
       if (fullest == nullptr) return {-1, -1};
-      if (fullest->compare_exchange_weak(range, pack(begin(range), end(range) - 1)))
-        return {end(range) - 1, end(range) - 2 >= begin(range) ? end(range) - 2 : -1};
+      const uint64_t rest = pack(begin(range), end(range) - 1);
+      if (fullest->compare_exchange_weak(range, rest)) return {end(rest), begin(rest) < end(rest) ? end(rest) - 1 : -1};
     }
   }
 

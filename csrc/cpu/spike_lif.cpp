@@ -1,9 +1,8 @@
 // Compiled once per instruction set. A thread walks panels of neighbouring rows through all their steps: it decodes the panel's
 // bits once, and for every strip of columns adds up all steps and lets its neurons fire, so that currents and membranes stay in
 // the caches and only bits leave them. What several steps have in common is added up once. With a pool a panel is a band of one
-// image. Where there are few panels, threads decode them together and share their strips. (Sums and neurons are two
-// loops over a few rows: one loop over both was measured to be up to a tenth slower with int8 weights, and hardly faster with
-// float32.)
+// image. Few panels are decoded by all threads together, which then share their strips. (Sums and neurons are two loops over a
+// few rows: one loop over both was measured to be up to a tenth slower with int8 weights, and hardly faster with float32.)
 #include "spike_lif.h"
 
 #include <limits>
@@ -155,7 +154,8 @@ struct Worker {
   // (-1: none).
   void strip(const Panel& panel, const Lists* lists, int64_t strip, int64_t next) {
     Fetch fetch;
-    if (next >= 0) fetch = {tile(next, 0), c.tiles.length + c.tiles.blocks(), panel.count / kFew * (c.steps + shared) * number};
+    const int64_t calls = ceil_div(panel.count, kFew) * (c.steps + shared) * number;
+    if (next >= 0) fetch = {tile(next, 0), c.tiles.length + c.tiles.blocks(), calls};
     const int64_t column = strip * kColumns;
     const auto finished = [to = currents, scale = scale + column, bias = bias + column](int64_t m, const Sums<Kind>& sum) {
       finish<Kind>(sum, scale, bias, to + m * kColumns);
