@@ -73,16 +73,15 @@ struct Panels {
 // Brings lines into the second-level cache, a few a call: a burst of them would have to wait for memory.
 struct Fetch {
   const char* at = nullptr;
-  const char* last = nullptr;
-  int64_t each = 0;
+  const char* end = nullptr;
+  int64_t share = 0;
 
   Fetch() = default;
   Fetch(const char* first, int64_t lines, int64_t calls)
-      : at(first), last(first + (lines - 1) * kLine), each(ceil_div(lines, std::max<int64_t>(calls, 1))) {}
+      : at(first), end(first + lines * kLine), share(ceil_div(lines, std::max<int64_t>(calls, 1)) * kLine) {}
 
   void operator()() {
-    for (int64_t i = 0; i < each; ++i) __builtin_prefetch(at + i * kLine, 0, 2);
-    at = std::min(at + each * kLine, last);
+    for (const char* stop = std::min(end, at + share); at < stop; at += kLine) __builtin_prefetch(at, 0, 2);
   }
 };
 

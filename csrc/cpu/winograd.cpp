@@ -98,7 +98,8 @@ struct Worker {
 
   Worker(const WinogradGradient& c, const float* weights, float* scratch)
       : c(c), weights(weights), across(ceil_div(c.width, kOut)), down(ceil_div(c.height, kOut)), stride(row_stride(c.columns)),
-        dx(c.dx, c.dtype, c.batch * c.height * c.width, c.channels), patches(scratch), products(patches + kPlaces * kPanel * stride), rows(products + kPlaces * kPanel * kStrip) {
+        dx(c.dx, c.dtype, c.batch * c.height * c.width, c.channels), patches(scratch),
+        products(patches + kPlaces * kPanel * stride), rows(products + kPlaces * kPanel * kStrip) {
     std::fill_n(rows + kPlaces * stride, stride, 0.0f);
   }
 
