@@ -18,9 +18,9 @@ namespace spikeclip {
 namespace SPIKECLIP_ISA {
 namespace {
 
-constexpr int64_t kPanelRows = 1024;  // of all steps together
+constexpr int64_t kPanelRows = 2048;  // of all steps together
 constexpr int64_t kBandRows = 4096;   // the same where neighbouring bands share rows
-constexpr int64_t kRowsAtOnce = 64;   // of one step, whose currents and membranes fit the first-level cache
+constexpr int64_t kRowsAtOnce = 128;  // of one step, whose currents and membranes stay in the two nearest caches
 
 // Rows of one step: of the product, and of what the pool leaves.
 struct Panel {
@@ -313,9 +313,9 @@ void run_kind(const SpikeLif& c, const Source& source, const std::vector<Common>
 int64_t taps_of(const SpikeLif& c) { return c.shape.kernel_height * c.shape.kernel_width; }
 
 // What another row of bits costs beside its lines, in lines: to begin and end its lists for every strip, and to decode it for all
-// of them. Measured with AVX2.
+// of them. Measured.
 double row_lines(const SpikeLif& c) {
-  constexpr int64_t kList = 24, kWord = 6, kTap = 4;
+  constexpr int64_t kList = 18, kWord = 6, kTap = 4;
   const int64_t lists = c.tiles.kind == WeightKind::i16 ? c.tiles.blocks() : ceil_div(c.tiles.length, kMostLines);
   const int64_t decoded = kWord * words_per_row(c.channels) + kTap * taps_of(c);
   return static_cast<double>(kList * lists) + static_cast<double>(decoded) / static_cast<double>(c.tiles.strips());
