@@ -317,14 +317,10 @@ SpikeAttentionLif spike_attention_lif(const std::array<uintptr_t, 3>& qkv, const
           LifParams{tau, v_threshold, v_reset, 1.0f, decay_input, soft_reset, false}};
 }
 
-void stop_from(Sequence& sequence, uintptr_t words, int64_t number, int64_t ones) {
-  sequence.steps.emplace_back([=](int) { return count(words, number) < ones; });
-}
-
 void mean(Sequence& sequence, uintptr_t x, uintptr_t weights, const std::array<int64_t, 4>& shape, uintptr_t out) {
   check_sizes(shape[0] * shape[1], shape[2] * shape[3], 1);
   sequence.steps.emplace_back([=](int) {
-    return weighted_mean(at<float>(x), at<float>(weights), shape[0], shape[1], shape[2], shape[3], at<float>(out)), true;
+    weighted_mean(at<float>(x), at<float>(weights), shape[0], shape[1], shape[2], shape[3], at<float>(out));
   });
 }
 
@@ -341,10 +337,7 @@ auto now(Call (*describe)(Args...), void (*Isa::*function)(const Call&)) {
 template <typename Call, typename... Args>
 auto later(Call (*describe)(Args...), void (*Isa::*function)(const Call&)) {
   return [=](Sequence& sequence, Args... args) {
-    sequence.steps.emplace_back([function, call = describe(args...)](int threads) {
-      (current.*function)(by(call, threads));
-      return true;
-    });
+    sequence.steps.emplace_back([function, call = describe(args...)](int threads) { (current.*function)(by(call, threads)); });
   };
 }
 
@@ -382,7 +375,6 @@ PYBIND11_MODULE(_cpu, m) {
       .def("spike_attention_lif", later(&spike_attention_lif, &Isa::spike_attention_lif))
       .def("bn_lif_fwd", later(&bn_lif_fwd, &Isa::lif_forward))
       .def("mean", &mean)
-      .def("stop_from", &stop_from, "The run ends here where the words have that many ones.")
       .def("run", &Sequence::run, no_gil);
   m.def("isa", [] { return current.name; });
   m.def("isas", &supported, "Instruction sets that this machine can run, widest last.");

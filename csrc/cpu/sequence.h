@@ -10,11 +10,10 @@
 namespace spikeclip {
 
 struct Sequence {
-  std::vector<std::function<bool(int threads)>> steps;
+  std::vector<std::function<void(int threads)>> steps;
 
-  // False: a step asked to stop, and nothing behind it was done.
-  bool run(int threads) const {
-    return std::all_of(steps.begin(), steps.end(), [threads](const auto& step) { return step(threads); });
+  void run(int threads) const {
+    for (const auto& step : steps) step(threads);
   }
 };
 

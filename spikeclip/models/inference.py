@@ -25,8 +25,6 @@ from ..ops import (
 
 # A CPU's calls are recorded up to so many first neurons (32 images of 32x32 for spikeclip-4-384): beyond, Python hardly counts.
 _RECORDED_NEURONS = 1_600_000
-# From so many on, not to have recorded a call costs less than to make one again that was refused.
-_MANY_NEURONS = 400_000
 # Tensors of the recorded calls that no thread runs, all together; the last call is kept in any case.
 _KEPT_BYTES = 128 * 2**20
 
@@ -87,20 +85,17 @@ class _Recorded:
         same = all(layer._prepared is weights and layer._buffers["bias"] is bias for layer, weights, bias in self.layers)
         return same and tower.readout.weight.data_ptr() == self.readout
 
-    def __call__(self, currents: Tensor) -> Tensor | None:
-        """What the readout makes of the stream, kept until the next call; None: a dense product is faster for such spikes."""
+    def __call__(self, currents: Tensor) -> Tensor:
+        """What the readout makes of the stream, kept until the next call."""
         self.currents.copy_(currents)
-        return self.means if self.sequence.run() else None
+        self.sequence.run()
+        return self.means
 
 
 class _Kept:
-    """Recorded calls that no thread runs, the one that ran last at the end.
-
-    ``refused``: a call was once not made, because its spikes were so many that a dense product is faster.
-    """
+    """Recorded calls that no thread runs, the one that ran last at the end."""
 
     def __init__(self):
-        self.refused = False
         self._calls: list[_Recorded] = []
         self._lock = threading.Lock()
 
@@ -230,16 +225,13 @@ class ImageInference(nn.Module):
         x = self.first_pool(F.conv2d(x, self.first_weight, self.first_bias, padding=1)).permute(0, 2, 3, 1)
         if self._may_record(x):
             recorded = self._recorded.take(self, x)
-            means = recorded(x)
-            features = None if means is None else self.project(means)
-            self._recorded.refused |= means is None
+            features = self.project(recorded(x))
             self._recorded.give(recorded)
-            if features is not None:
-                return features
+            return features
         return self.project(self.readout(self.stream(x).mean(2)))
 
     def _may_record(self, currents: Tensor) -> bool:
-        small = 0 < currents.numel() <= (_MANY_NEURONS if self._recorded.refused else _RECORDED_NEURONS)
+        small = 0 < currents.numel() <= _RECORDED_NEURONS
         return small and self.recordable and Sequence.available(currents.device) and not torch.compiler.is_compiling()
 
     def stream(self, currents: Tensor, sequence: Sequence | None = None) -> Tensor:

@@ -254,12 +254,8 @@ class NativeCpu(Native):
 class Recording(NativeCpu):
     """``bn_lif_fwd``, ``spike_lif``, ``spike_attention_lif`` whose calls are kept, with pointers to the caller's tensors."""
 
-    def run(self) -> bool:
-        return self._ext.run(torch.get_num_threads())
-
-    def stop_from(self, words: Tensor, ones: int) -> None:
-        """End a run here where ``words`` have that many ones."""
-        self._ext.stop_from(words.data_ptr(), words.numel(), ones)
+    def run(self) -> None:
+        self._ext.run(torch.get_num_threads())
 
     def mean(self, x: Tensor, weights: Tensor, out: Tensor) -> None:
         self._ext.mean(x.data_ptr(), weights.data_ptr(), x.shape, out.data_ptr())

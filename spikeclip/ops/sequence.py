@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from . import _backends
-from ._density import break_even
 from .lif import checked_neuron
 from .packed import PackedSpikes
 
@@ -42,9 +39,9 @@ class Sequence:
         storages = [t.untyped_storage() for t in self._tensors if isinstance(t, Tensor)]
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
-    def run(self) -> bool:
-        """Make the calls. False: ``backend="auto"`` would have multiplied densely, and what follows was not computed."""
-        return self._calls.run()
+    def run(self) -> None:
+        """Make the calls."""
+        self._calls.run()
 
     def lif(
         self, x: Tensor, T: int, *, tau: float, v_threshold: float, v_reset: float | None, decay_input: bool
@@ -78,11 +75,8 @@ class Sequence:
         self._tensors += [x.detach(), weights.detach(), out]
         return out
 
-    def spike_lif(self, s: PackedSpikes, w, bias: Tensor | None, window, pool, add, currents, neuron, words, guarded) -> None:
-        """Record what fills ``words``; with ``guarded`` only for spikes so few that adding weights is the fastest."""
-        least = break_even(w.values.dtype, torch.float32)
-        if guarded and least < math.inf:
-            self._calls.stop_from(s.words, math.ceil(least * s.numel()))
+    def spike_lif(self, s: PackedSpikes, w, bias: Tensor | None, window, pool, add, currents, neuron, words) -> None:
+        """Record what fills ``words``."""
         self._calls.spike_lif(s.words, s.length, w, bias, window, pool, add, currents, *neuron, words)
         self._tensors += [s.words, w, words, *(t.detach() for t in (bias, add, currents) if t is not None)]
 

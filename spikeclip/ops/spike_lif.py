@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from ._density import event_driven
 from ._native import as_float
 from .lif import checked_neuron
 from .max_pool import check_pool
@@ -36,8 +35,8 @@ def spike_matmul_lif(
     """``lif(s @ w + bias + add)`` over all time-steps, from packed spikes to packed spikes, without a gradient.
 
     On a CPU the neurons are the epilogue of the event-driven product: currents and membranes stay in the caches and one bit a
-    spike is written; what up to four neighbouring steps have in common is added once. On a GPU with Triton they are its
-    epilogue in registers. Elsewhere, where ``auto`` multiplies densely on a CPU (:func:`spike_matmul`), and for a max-pool on a
+    spike is written; what up to four neighbouring steps have in common is added once, so that this is faster than a dense
+    product whatever the density. On a GPU with Triton they are its epilogue in registers. Elsewhere, and for a max-pool on a
     GPU, it is the ops one after the other. Currents and membranes are float32; the spikes are those of
     :func:`spikeclip.ops.lif`.
 
@@ -216,9 +215,9 @@ def _run(s, w, bias, window, pool, shape, add, currents, neuron, backend, sequen
     if not words.numel():
         return PackedSpikes.trusted(words, shape[-1])
     if sequence is not None:
-        sequence.spike_lif(s, w, as_float(bias), window, pool, add, currents, neuron, words, guarded=backend == "auto")
+        sequence.spike_lif(s, w, as_float(bias), window, pool, add, currents, neuron, words)
         return PackedSpikes.trusted(words, shape[-1])
-    if (name == "cpu" and (backend == "cpu" or _sparse(s, w, functions))) or (name == "triton" and pool is None):
+    if name == "cpu" or (name == "triton" and pool is None):
         functions.spike_lif(s.words, s.length, w, bias, window, pool, add, currents, *neuron, words)
         return PackedSpikes.trusted(words, shape[-1])
     with torch.no_grad(), torch.autocast(s.device.type, enabled=False):
@@ -234,7 +233,3 @@ def _run(s, w, bias, window, pool, shape, add, currents, neuron, backend, sequen
             y, _ = functions.max_pool(y, torch.ones_like(y[0, 0, 0, 0]), pool)
         words, _ = functions.bn_lif_fwd(y, None, None, None, *neuron, torch.int32)
     return PackedSpikes.trusted(words, shape[-1])
-
-
-def _sparse(s: PackedSpikes, w: SpikeWeights, functions) -> bool:
-    return event_driven(s.words.flatten(0, -2), s.length, w.values.dtype, torch.float32, functions.count)

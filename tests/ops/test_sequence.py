@@ -55,7 +55,7 @@ def test_a_run_gives_what_the_calls_give(kind):
         now, start = torch.randn(x.shape), torch.randn(stream.shape)
         x.copy_(now)
         stream.copy_(start)
-        assert sequence.run()
+        sequence.run()
         s, mean = network(now, start)
         assert 0.02 < s.density() < 0.9 and torch.equal(got[0].words, s.words)
         assert torch.equal(stream, start)
@@ -68,7 +68,8 @@ def test_it_keeps_its_tensors():
     seen = weakref.ref(w.tiles)
     out = spike_matmul_lif(pack_spikes(spikes(4, 50, 70)), w, bias.bfloat16(), sequence=sequence)
     del w, bias
-    assert seen() is not None and sequence.run() and out.count() > 0
+    sequence.run()
+    assert seen() is not None and out.count() > 0
 
 
 def test_a_run_follows_the_threads():
@@ -77,28 +78,11 @@ def test_a_run_follows_the_threads():
     try:
         for number in (1, 3):
             torch.set_num_threads(number)
-            assert sequence.run()
+            sequence.run()
             found.append(out.words.clone())
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*found) and out.count() > 0
-
-
-def test_a_run_stops_where_a_dense_product_is_faster():
-    w, s = prepare_weights(torch.randn(70, 40)), pack_spikes(spikes(4, 50, 70, rate=0.1))
-    for backend, goes_on in (("auto", False), ("cpu", True)):
-        sequence = Sequence()
-        out = spike_matmul_lif(s, w, backend=backend, sequence=sequence)
-        s.words.copy_(pack_spikes(spikes(4, 50, 70, rate=0.1)).words)
-        assert sequence.run()
-        want = spike_matmul_lif(s, w)
-        assert torch.equal(out.words, want.words)
-        s.words.copy_(pack_spikes(spikes(4, 50, 70, rate=0.9)).words)
-        assert sequence.run() == goes_on
-        assert torch.equal(out.words, want.words) != goes_on
-    never = Sequence()
-    spike_matmul_lif(s, prepare_weights(torch.randn(70, 40), "int8"), sequence=never)
-    assert never.run()
 
 
 def test_bad_arguments():
@@ -123,4 +107,4 @@ def test_bad_arguments():
         sequence.lif(torch.zeros(0, 4), 2, **NEURON)
     with pytest.raises(ValueError, match="tau must be > 1"):
         sequence.lif(torch.zeros(3, 4), 2, **{**NEURON, "tau": 1.0})
-    assert sequence.run()
+    sequence.run()
