@@ -35,9 +35,9 @@ def spike_matmul_lif(
     """``lif(s @ w + bias + add)`` over all time-steps, from packed spikes to packed spikes, without a gradient.
 
     On a CPU the neurons are the epilogue of the event-driven product: currents and membranes stay in the caches and one bit a
-    spike is written; what up to four neighbouring steps have in common is added once, so that this is faster than a dense
-    product whatever the density. On a GPU with Triton they are its epilogue in registers. Elsewhere, and for a max-pool on a
-    GPU, it is the ops one after the other. Currents and membranes are float32; the spikes are those of
+    spike is written; what up to four neighbouring steps have in common is added once, so that over several steps this is faster
+    than a dense product whatever the density. On a GPU with Triton they are its epilogue in registers. Elsewhere, and for a
+    max-pool on a GPU, it is the ops one after the other. Currents and membranes are float32; the spikes are those of
     :func:`spikeclip.ops.lif`.
 
     Args:
