@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-# Density from which a dense product is faster on a CPU, by the dtype of the weights, and for float weights of the dense
-# product (benchmarks/results/cpu-avx512.md, "by density").
+# Density from which a dense product without neurons is faster on a CPU, by the dtype of the weights, and for float weights of
+# the dense product (benchmarks/results/cpu-avx512.md, "by density").
 BREAK_EVEN = {torch.float32: 0.5, torch.bfloat16: 0.22, torch.int16: 0.95, torch.int8: math.inf}
 _SAMPLED_ROWS, _SAMPLED_WORD_ROWS = 64, 1024
 # Multiplications, rows by inputs by outputs, from which a GPU's library is faster with 16-bit weights, spikes unpacked for it,
@@ -46,15 +46,13 @@ def large_on_gpu(dtype: torch.dtype, multiplications: int) -> bool:
     return dtype in (torch.float16, torch.bfloat16) and multiplications >= LARGE_ON_GPU
 
 
-def break_even(weights: torch.dtype, dense: torch.dtype) -> float:
-    """The density from which a product in ``dense``, which ``product_dtype`` gave, beats adding those of spikes; inf: never."""
-    floating = dense if dense in BREAK_EVEN else torch.float32
-    return BREAK_EVEN[floating if weights.is_floating_point else weights]
-
-
 def event_driven(s: Tensor, length: int, weights: torch.dtype, dense: torch.dtype, count) -> bool:
-    """Whether adding the weights of the spikes ``s``, rows of ``length`` or of words for ``count``, beats such a product."""
-    least = break_even(weights, dense)
+    """Whether adding the weights of the spikes ``s``, rows of ``length`` or of words for ``count``, beats a dense product.
+
+    That would be made in ``dense``, which ``product_dtype`` gave.
+    """
+    floating = dense if dense in BREAK_EVEN else torch.float32
+    least = BREAK_EVEN[floating if weights.is_floating_point else weights]
     return s.shape[0] < 4 or least == math.inf or sampled_density(s, length, count) < least
 
 

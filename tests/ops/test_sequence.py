@@ -85,6 +85,18 @@ def test_a_run_follows_the_threads():
     assert torch.equal(*found) and out.count() > 0
 
 
+@pytest.mark.parametrize("backend", ["auto", "cpu"])
+def test_a_run_goes_on_whatever_the_density(backend):
+    w, s, sequence = prepare_weights(torch.randn(70, 40)), pack_spikes(spikes(4, 50, 70)), Sequence()
+    out = spike_matmul_lif(s, w, backend=backend, sequence=sequence)
+    for rate in (0.1, 0.9):
+        now = spikes(4, 50, 70, rate=rate)
+        s.words.copy_(pack_spikes(now).words)
+        sequence.run()
+        want = lif(now.double() @ w.dequantize().double())[0]
+        assert (out.unpack() != want).float().mean() < 1e-3
+
+
 def test_bad_arguments():
     sequence, s, w = Sequence(), pack_spikes(spikes(4, 2, 5, 96)), prepare_weights(torch.randn(96, 40))
     with pytest.raises(TypeError, match=r"sequence must be an ops.Sequence or None; got list"):
@@ -108,3 +120,4 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="tau must be > 1"):
         sequence.lif(torch.zeros(3, 4), 2, **{**NEURON, "tau": 1.0})
     sequence.run()
+    assert sequence.nbytes == 0
