@@ -23,7 +23,7 @@ struct ByteTable {
   constexpr ByteTable() : offsets(), count() {
     for (int byte = 0; byte < 256; ++byte)
       for (int bit = 0; bit < 8; ++bit)
-        if (byte >> bit & 1) offsets[byte][count[byte]++] = static_cast<uint16_t>(bit * kLine);
+        if (byte >> bit & 1) offsets[byte][count[byte]++] = static_cast<uint16_t>(bit * kLineUnits);
   }
 };
 inline constexpr ByteTable kBytes;
@@ -54,7 +54,7 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 struct FirstLines {
   alignas(kLine) uint16_t offsets[32];
   constexpr FirstLines() : offsets() {
-    for (int bit = 0; bit < 32; ++bit) offsets[bit] = static_cast<uint16_t>(bit * kLine);
+    for (int bit = 0; bit < 32; ++bit) offsets[bit] = static_cast<uint16_t>(bit * kLineUnits);
   }
 };
 inline constexpr FirstLines kFirstLines;
@@ -67,7 +67,7 @@ __attribute__((target("avx512vbmi2"))) inline int64_t decode_words(const uint8_t
   const auto append = [&](uint32_t bits) __attribute__((target("avx512vbmi2"))) {
     _mm512_storeu_si512(list + count, _mm512_maskz_compress_epi16(bits, offsets));
     count += __builtin_popcount(bits);
-    offsets = _mm512_add_epi16(offsets, _mm512_set1_epi16(32 * kLine));
+    offsets = _mm512_add_epi16(offsets, _mm512_set1_epi16(32 * kLineUnits));
   };
   uint32_t bits;
   for (; bytes >= 4; row += 4, bytes -= 4) {
@@ -91,7 +91,7 @@ inline int64_t decode_bits(const uint8_t* row, int64_t bytes, uint16_t first, ui
   for (int64_t b = 0; b < bytes; ++b) {
     *reinterpret_cast<EightShorts*>(list + count) = *reinterpret_cast<const EightShorts*>(kBytes.offsets[row[b]]) + base;
     count += kBytes.count[row[b]];
-    base += 8 * kLine;
+    base += 8 * kLineUnits;
   }
   return count;
 }
@@ -112,8 +112,8 @@ T* kept(int64_t count) {
   return array->data;
 }
 
-// Lines of a span whose first byte 16 bits name.
-constexpr int64_t kMostLines = (1 << 16) / kLine;
+// Lines of a span that 16 bits name.
+constexpr int64_t kMostLines = (1 << 16) / kLineUnits;
 
 // Sparse rows take several blocks at once: to begin and end a list costs as much as to add some ten lines, and more than it costs
 // that the lines of several blocks do not all stay in the first-level cache. The density is that of the whole input: on it, and

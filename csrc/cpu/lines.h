@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "spike_matmul.h"
 #include "stream.h"
 
 namespace spikeclip {
@@ -39,7 +40,7 @@ inline FloatVector fused(FloatVector a, FloatVector b, FloatVector c) {
 #endif
 }
 
-// The four line offsets of one group of a list, in bytes; taken apart by halves, which costs fewer instructions than shifting
+// The four line offsets of one group of a list, in units; taken apart by halves, which costs fewer instructions than shifting
 // the whole four times.
 struct Group {
   uint32_t low, high;
@@ -88,7 +89,7 @@ struct Float32 {
       for (int i = 0; i < 4; ++i)
 #pragma GCC unroll 4
         for (int p = 0; p < kParts; ++p)
-          a[i][p] += *reinterpret_cast<const FloatVector*>(tile + at[i] + p * kVector);
+          a[i][p] += *reinterpret_cast<const FloatVector*>(tile + at[i] * kUnit + p * kVector);
     }
     Sums<Float32> out;
     out.each([&](int p) { out.parts[p] = (a[0][p] + a[1][p]) + (a[2][p] + a[3][p]); });
@@ -114,7 +115,7 @@ struct Int16 {
       for (int i = 0; i < 4; ++i)
 #pragma GCC unroll 4
         for (int p = 0; p < kParts; ++p)
-          a[i % 2][p] += *reinterpret_cast<const ShortVector*>(tile + at[i] + p * kVector);
+          a[i % 2][p] += *reinterpret_cast<const ShortVector*>(tile + at[i] * kUnit + p * kVector);
     }
     Sums<Int16> out;
     out.each([&](int n) {
@@ -156,7 +157,7 @@ struct Int8 {
       for (int i = 0; i < 4; ++i)
 #pragma GCC unroll 4
         for (int p = 0; p < kParts; ++p) {
-          const ShortVector line = *reinterpret_cast<const ShortVector*>(tile + at[i] + p * kVector);
+          const ShortVector line = *reinterpret_cast<const ShortVector*>(tile + at[i] * kUnit + p * kVector);
           whole[i % 2][p] += line;
           odd[i % 2][p] += line >> 8;
         }

@@ -312,11 +312,11 @@ void run_kind(const SpikeLif& c, const Source& source, const std::vector<Common>
 
 int64_t taps_of(const SpikeLif& c) { return c.shape.kernel_height * c.shape.kernel_width; }
 
-// What another row of bits costs beside its lines, in lines: to begin and end its lists for every strip, and to decode it for all
-// of them. Measured.
+// What another row of bits costs beside its lines, in lines: to begin and end its lists for every strip (one, but where sums of
+// 16 bits hold no more than a block), and to decode it for all of them. Measured.
 double row_lines(const SpikeLif& c) {
   constexpr int64_t kList = 18, kWord = 6, kTap = 4;
-  const int64_t lists = c.tiles.kind == WeightKind::i16 ? c.tiles.blocks() : ceil_div(c.tiles.length, kMostLines);
+  const int64_t lists = c.tiles.kind == WeightKind::i16 ? c.tiles.blocks() : 1;
   const int64_t decoded = kWord * words_per_row(c.channels) + kTap * taps_of(c);
   return static_cast<double>(kList * lists) + static_cast<double>(decoded) / static_cast<double>(c.tiles.strips());
 }

@@ -14,6 +14,10 @@ enum class WeightKind : int { f32 = 0, i16 = 1, i8 = 2 };
 inline int64_t tile_columns(WeightKind kind) { return kind == WeightKind::f32 ? 16 : kind == WeightKind::i16 ? 32 : 64; }
 constexpr int64_t kTileDepth = 448;
 
+// Lists name lines by where they begin, in units that an address multiplies by for nothing, so that 16 bits reach far.
+constexpr int64_t kUnit = 8;               // bytes
+constexpr int64_t kLineUnits = 64 / kUnit;
+
 // Consecutive blocks of a tile whose lines one list of spikes names.
 struct Span {
   int64_t first, end;
@@ -42,11 +46,11 @@ struct Tiles {
   }
   // Lines of a span, those of zeros included.
   int64_t lines(Span s) const { return block_start(s.end - 1) + block_length(s.end - 1) - block_start(s.first) + s.end - s.first; }
-  // Where a block's first line and the span's last line, of zeros, lie, in bytes from the span's first line.
+  // Where a block's first line and the span's last line, of zeros, lie, in units from the span's first line.
   uint16_t line(Span s, int64_t block) const {
-    return static_cast<uint16_t>((block_start(block) - block_start(s.first) + block - s.first) * 64);
+    return static_cast<uint16_t>((block_start(block) - block_start(s.first) + block - s.first) * kLineUnits);
   }
-  uint16_t zeros(Span s) const { return static_cast<uint16_t>((lines(s) - 1) * 64); }
+  uint16_t zeros(Span s) const { return static_cast<uint16_t>((lines(s) - 1) * kLineUnits); }
   int64_t bytes() const { return strips() * (length + blocks()) * 64; }
   int64_t offset(int64_t strip, int64_t block) const {
     return (strip * (length + blocks()) + block_start(block) + block) * 64;

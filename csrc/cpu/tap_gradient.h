@@ -24,7 +24,7 @@ inline void add_taps(const char* tile, int64_t pitch, const uint16_t* list, int6
   };
   for (int64_t i = 0; i < count; ++i)
     each([&](int r, int k, int p) {
-      a[r][k][p] += *reinterpret_cast<const FloatVector*>(tile + list[i] + (r * pitch + k) * kLine + p * kVector);
+      a[r][k][p] += *reinterpret_cast<const FloatVector*>(tile + list[i] * kUnit + (r * pitch + k) * kLine + p * kVector);
     });
   each([&](int r, int k, int p) { sums[(r * 3 + k) * kParts + p] += a[r][k][p]; });
 }

@@ -77,7 +77,7 @@ void weight_gradient(const WeightGradient& c, Plan& plan) {
       for (int64_t slot = 0; slot < now; ++slot) {
         const int64_t rows = plan.bit_rows(done + slot);
         transpose_bits(plan.bits(done + slot, scratch.data), plan.stride(), rows, inputs, columns.data, width);
-        lists(slot).fill(inputs, static_cast<uint16_t>(lines * kLine), [&](int64_t input, uint16_t* list) {
+        lists(slot).fill(inputs, static_cast<uint16_t>(lines * kLineUnits), [&](int64_t input, uint16_t* list) {
           return decode_bits(reinterpret_cast<const uint8_t*>(columns.data + input * width), ceil_div(rows, 8), 0, list);
         });
       }

@@ -74,7 +74,7 @@ struct Windows {
         for (int64_t tap = first_tap; tap < end; ++tap)
           places.push_back({tap / s.kernel_width - s.pad_height, tap % s.kernel_width - s.pad_width,
                             starts.data() + block % parts * pixels,
-                            static_cast<uint16_t>(tiles.line(span, block) + (tap - first_tap) * source->channels * kLine)});
+                            static_cast<uint16_t>(tiles.line(span, block) + (tap - first_tap) * source->channels * kLineUnits)});
       }
       int64_t x = first % s.out_width, y = first / s.out_width % s.out_height, image = first / s.out_width / s.out_height;
       lists.fill(count, tiles.zeros(span), [&](int64_t, uint16_t* list) {

@@ -100,7 +100,7 @@ def test_integer_weights_are_multiplied_exactly(backend, kind, length):
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if not INTERPRETED or name != "triton"])
 @pytest.mark.parametrize("kind", ["fp32", "int16", "int8"])
 @pytest.mark.parametrize("density", [0.001, 0.03, 0.12])
-@pytest.mark.parametrize("length", [449, 1000, 1536, 5000])
+@pytest.mark.parametrize("length", [449, 1000, 1536, 5000, 9000])
 def test_rows_so_sparse_that_kernels_take_more_of_them_at_once(backend, kind, density, length):
     s = (torch.rand(90, length, device=DEVICE) < density).float()
     s[:, -1] = 1
