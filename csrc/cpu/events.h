@@ -134,6 +134,10 @@ std::vector<Span> spans_of(const Tiles& tiles, const Source& source) {
   return spans;
 }
 
+struct Nothing {
+  void operator()() const {}
+};
+
 // Lists of `rows` rows over one span of at most `depth` inputs. Every list is padded to whole groups of four with the line of
 // zeros that ends the span's own lines.
 struct Lists {
@@ -166,6 +170,28 @@ struct Lists {
     start[rows] = groups;
   }
 };
+
+struct OffsetsSlot;
+struct StartsSlot;
+
+// Decodes panels of rows into lists [panels, spans], which lie in this thread's memory until its next call.
+template <typename Panel, typename Meanwhile = Nothing>
+void decode_all(const Tiles& tiles, const std::vector<Panel>& panels, const std::vector<Span>& spans, Lists* to,
+                Meanwhile meanwhile = {}) {
+  const int64_t number = static_cast<int64_t>(spans.size());
+  int64_t events = 0, rows = 0;
+  for (const Panel& panel : panels) events += panel.events(), rows += panel.count;
+  uint16_t* offsets = kept<OffsetsSlot, uint16_t>(events + 4 * rows * number + kSpill);
+  int32_t* starts = kept<StartsSlot, int32_t>((2 * rows + static_cast<int64_t>(panels.size())) * number);
+  for (const Panel& panel : panels)
+    for (const Span& span : spans) {
+      *to = {offsets, starts, starts + panel.count + 1};
+      panel.decode(tiles, span, *to, meanwhile);
+      offsets += int64_t{4} * to->start[panel.count];
+      starts += 2 * panel.count + 1;
+      ++to;
+    }
+}
 
 // A row's sums as float32, scaled (integers) and biased; `scale` and `bias` are aligned.
 template <typename Kind>
@@ -202,10 +228,6 @@ struct Output {
 };
 
 constexpr int64_t kFew = 4;
-
-struct Nothing {
-  void operator()() const {}
-};
 
 // Add one span's lines to the sums of `rows` rows in `from` (null: zeros). The new ones go to `to`, or, where that is null, row
 // m's to `done(m, sums)`. `meanwhile()` is called before every kFew rows.

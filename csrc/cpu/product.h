@@ -5,10 +5,11 @@
 #include "events.h"
 #include "pack.h"
 #include "spike_matmul.h"
-#include "threads.h"
 
 namespace spikeclip {
 namespace SPIKECLIP_ISA {
+
+struct SumsSlot;
 
 struct Product {
   int64_t rows;
@@ -37,30 +38,18 @@ void multiply_by(const Product& c, const Source& source) {
   const Padded scale(c.scale, tiles.columns, strips * Kind::kColumns), bias(c.bias, tiles.columns, strips * Kind::kColumns);
   const Output out{c.out, c.out_dtype, tiles.columns, scale.data, bias.data,
                    may_stream(c.out, c.out_dtype, c.rows, tiles.columns)};
-  int64_t depth = 0;
-  for (const Span& span : spans) depth = std::max(depth, tiles.lines(span));
-  const int64_t list_size = Lists::capacity(panel, depth);
-  const AlignedArray<uint16_t> offsets(threads * number * list_size);
-  const AlignedArray<int32_t> starts(threads * number * (panel + 1)), events(threads * number * panel);
-  const AlignedArray<typename Kind::Wide> sums(number > 1 ? threads * panel * Kind::kColumns : 0);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (int64_t job = 0; job < panels * shares; ++job) {
-    const int64_t me = thread_index(), share = job % shares;
-    const int64_t first = job / shares * panel, rows = std::min(panel, c.rows - first);
-    const auto lists = [&](int64_t i) {
-      const int64_t at = me * number + i;
-      return Lists{offsets.data + at * list_size, starts.data + at * (panel + 1), events.data + at * panel};
-    };
-    const auto bits = source.panel(tiles, first, rows);
-    for (int64_t i = 0; i < number; ++i) {
-      Lists mine = lists(i);
-      bits.decode(tiles, spans[i], mine);
-    }
-    typename Kind::Wide* mine = number > 1 ? sums.data + me * panel * Kind::kColumns : nullptr;
+    const int64_t share = job % shares, first = job / shares * panel, rows = std::min(panel, c.rows - first);
+    std::vector<typename Source::Panel> bits;
+    bits.push_back(source.panel(tiles, first, rows));
+    std::vector<Lists> lists(static_cast<size_t>(number));
+    decode_all(tiles, bits, spans, lists.data());
+    auto* sums = number > 1 ? kept<SumsSlot, typename Kind::Wide>(panel * Kind::kColumns) : nullptr;
     for (int64_t strip = share * strips / shares; strip < (share + 1) * strips / shares; ++strip)
       for (int64_t i = 0; i < number; ++i)
-        add_lines<Kind>(static_cast<const char*>(c.weights) + tiles.offset(strip, spans[i].first), lists(i), rows,
-                        i == 0 ? nullptr : mine, i == number - 1 ? nullptr : mine, out, first, strip * Kind::kColumns);
+        add_lines<Kind>(static_cast<const char*>(c.weights) + tiles.offset(strip, spans[i].first), lists[i], rows,
+                        i == 0 ? nullptr : sums, i == number - 1 ? nullptr : sums, out, first, strip * Kind::kColumns);
   }
 }
 

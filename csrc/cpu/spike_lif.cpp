@@ -9,9 +9,10 @@
 #include <vector>
 
 #include "common_spikes.h"
+#include "events.h"
 #include "fire.h"
-#include "product.h"
 #include "shares.h"
+#include "threads.h"
 #include "windows.h"
 
 namespace spikeclip {
@@ -90,8 +91,6 @@ struct SharedSlot;
 struct WordsSlot;
 struct CurrentsSlot;
 struct MembranesSlot;
-struct OffsetsSlot;
-struct StartsSlot;
 
 template <typename Kind, bool decay_input, bool soft_reset, typename Source>
 struct Worker {
@@ -121,28 +120,18 @@ struct Worker {
         currents(kept<CurrentsSlot, float>(at_once * kColumns)), membranes(kept<MembranesSlot, float>(neurons * kColumns)) {}
 
   // Items are every panel's steps and then what these have in common. Decodes items `begin` to `end` into lists [items, spans],
-  // which lie in this thread's memory until its next call. `first` is the strip that it takes then: its tiles are fetched.
+  // which lie in this thread's memory. `first` is the strip that it takes then: its tiles are fetched.
   void decode(const Panels& panels, int64_t begin, int64_t end, Lists* to, int64_t first) {
     const int64_t each = c.steps + shared, step_rows = c.shape.batch * c.shape.out_height * c.shape.out_width;
     std::vector<typename Source::Panel> items;
-    int64_t events = 0, rows = 0;
+    int64_t rows = 0;
     for (int64_t item = begin; item < end; ++item) {
       const Panel panel = panels[item / each];
       items.push_back(source.panel(c.tiles, item % each * step_rows + panel.first, panel.count));
-      events += items.back().events();
       rows += panel.count;
     }
-    uint16_t* offsets = kept<OffsetsSlot, uint16_t>(events + 4 * rows * number + kSpill);
-    int32_t* starts = kept<StartsSlot, int32_t>((2 * rows + end - begin) * number);
     Fetch fetch(tile(first, 0), c.tiles.length + c.tiles.blocks(), rows * number);
-    for (const auto& item : items)
-      for (const Span& span : spans) {
-        *to = {offsets, starts, starts + item.count + 1};
-        item.decode(c.tiles, span, *to, [&] { fetch(); });
-        offsets += int64_t{4} * to->start[item.count];
-        starts += 2 * item.count + 1;
-        ++to;
-      }
+    decode_all(c.tiles, items, spans, to, [&] { fetch(); });
   }
 
   const char* tile(int64_t strip, int64_t block) const {
