@@ -11,6 +11,9 @@ from spikeclip.nn import FiringRates
 from spikeclip.ops import lif
 from spikeclip.training.compositions import render
 
+STEPS = 100  # of training before anything is timed: rates have settled by then
+RATES = (0.1, 0.2)
+
 
 def fresh(name: str = "spikeclip-4-384") -> SpikingImageEncoder:
     torch.manual_seed(0)
@@ -28,6 +31,11 @@ def trained(steps: int, batch: int = 32) -> SpikingImageEncoder:
         nn.functional.cross_entropy(head(tower(images)), labels).backward()
         optimizer.step()
     return tower
+
+
+def by_rate(learnt: SpikingImageEncoder, images: Tensor) -> dict[float | None, SpikingImageEncoder]:
+    """``learnt`` as it is (None), and towers of which every layer fires at one of ``RATES``."""
+    return {None: learnt, **{rate: fire_at(fresh().to(images.device), images[:8], rate) for rate in RATES}}
 
 
 def mean_rate(tower: SpikingImageEncoder, images: Tensor) -> float:

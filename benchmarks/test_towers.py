@@ -10,7 +10,7 @@ import pytest
 import torch
 from memory import saved_bytes
 from peers import Missing
-from rates import fire_at, fresh, mean_rate, trained
+from rates import RATES, STEPS, by_rate, mean_rate, trained
 from torch.nn import functional as F
 from towers import ANSWERING, TRAINING, check_same_network, dequantized
 
@@ -20,7 +20,6 @@ from spikeclip.training.compositions import render
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BATCH = 32
-STEPS = 100  # of training before anything is timed: rates have settled by then
 SECONDS = 45  # of one case, about, where three rounds do not take longer
 
 
@@ -46,7 +45,7 @@ def images():
 @pytest.fixture(scope="module")
 def firing(learnt, images):
     """Towers by firing rate: None as trained, else every layer at that rate."""
-    return {None: learnt, **{rate: fire_at(fresh().to(DEVICE), images[:8], rate) for rate in (0.1, 0.2)}}
+    return by_rate(learnt, images)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +97,7 @@ def test_training_step(benchmark, learnt, images, who, dtype):
 
 
 @pytest.mark.parametrize("batch", [1, BATCH])
-@pytest.mark.parametrize("density", [None, 0.1, 0.2], ids=["as trained", "10 %", "20 %"])
+@pytest.mark.parametrize("density", [None, *RATES], ids=["as trained", "10 %", "20 %"])
 @pytest.mark.parametrize("who", ANSWERING)
 def test_answering(benchmark, firing, synops, images, who, density, batch):
     if density is not None and not who.startswith("spikeclip"):

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from conftest import cpu_name
 from peers import Missing
-from rates import fire_at, fresh, mean_rate, trained
+from rates import STEPS, by_rate, mean_rate, trained
 from torch import Tensor
 from towers import ANSWERING
 
@@ -23,7 +23,6 @@ import spikeclip
 from spikeclip.training.compositions import render
 
 ROUNDS = {32: 9, 1: 41}  # by batch
-RATES = {None: "as trained", 0.1: "10 %", 0.2: "20 %"}
 AGAINST = {
     "SpikingJelly": "torch.nn + SpikingJelly",
     "torch.compile": "torch.compile of torch.nn + plain loop",
@@ -35,7 +34,7 @@ def models(towers: dict[float | None, torch.nn.Module], images: Tensor) -> dict[
     """By name and firing rate; peers, which are dense, at one rate. Each has answered twice: compiled, and its memory kept."""
     found = {}
     for who, make in ANSWERING.items():
-        for rate in RATES if who.startswith("spikeclip") else [None]:
+        for rate in towers if who.startswith("spikeclip") else [None]:
             try:
                 found[who, rate] = make(copy.deepcopy(towers[rate]).eval())
             except Missing as reason:
@@ -64,8 +63,8 @@ def table(times: dict[tuple[str, float | None], list[float]]) -> list[str]:
     against = {short: times[who, None] for short, who in AGAINST.items() if (who, None) in times}
     lines = ["| | firing | ms | " + " | ".join(against) + " |", "|---" * (3 + len(against)) + "|"]
     for (who, rate), mine in times.items():
-        ours = who.startswith("spikeclip")
-        cells = [who, RATES[rate] if ours else "", f"{statistics.median(mine):.3g}"]
+        ours, firing = who.startswith("spikeclip"), f"{100 * rate:.0f} %" if rate else "as trained"
+        cells = [who, firing if ours else "", f"{statistics.median(mine):.3g}"]
         for theirs in against.values():
             ratio = statistics.median(a / b for a, b in zip(theirs, mine, strict=True))
             cells.append(f"{ratio:.2f}x as long" if ours else "")
@@ -76,10 +75,10 @@ def table(times: dict[tuple[str, float | None], list[float]]) -> list[str]:
 def main() -> None:
     spikeclip.keep_memory()
     images = render(max(ROUNDS), seed=5).images
-    towers = {None: trained(100), **{rate: fire_at(fresh(), images[:8], rate) for rate in RATES if rate}}
+    towers = by_rate(trained(STEPS), images)
     rate = mean_rate(copy.deepcopy(towers[None]), images)
     lines = [f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}."]
-    lines.append(f"Image tower of spikeclip-4-384, by turns; as trained (100 steps) it fires at {rate:.1%}.")
+    lines.append(f"Image tower of spikeclip-4-384, by turns; as trained ({STEPS} steps) it fires at {rate:.1%}.")
     for batch, rounds in ROUNDS.items():
         lines += ["", f"**batch {batch}, medians of {rounds} rounds**", "", *table(by_turns(towers, images[:batch]))]
     text = "\n".join(lines) + "\n"
